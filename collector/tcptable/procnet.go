@@ -1,0 +1,338 @@
+package tcptable
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/prometheus/procfs"
+)
+
+// ProcNet is the Source that parses net/tcp and net/tcp6 of a proc file system.
+type ProcNet struct {
+	dir    string
+	tables [NumTables]tableReader
+}
+
+// NewProcNet returns the Source for the tables in dir, for example
+// /proc/self/net. It reads nothing yet.
+func NewProcNet(dir string) *ProcNet {
+	p := &ProcNet{dir: dir}
+	for t := range NumTables {
+		p.tables[t] = newTableReader(t, filepath.Join(dir, t.String()))
+	}
+	return p
+}
+
+// Sockets implements Source. Both files are opened anew in each walk: the
+// kernel's iterator keeps a position in the hash table that is only good for
+// reading on.
+func (p *ProcNet) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
+	return func(yield func(Socket, error) bool) {
+		tables, err := p.open()
+		if err != nil {
+			yield(Socket{}, err)
+			return
+		}
+		defer p.close()
+
+		for _, r := range tables {
+			for r.next(ctx) && r.socket.State == Listen {
+				if !yield(r.socket, nil) {
+					return
+				}
+			}
+		}
+		for _, r := range tables {
+			for ; r.ok; r.next(ctx) {
+				if !yield(r.socket, nil) {
+					return
+				}
+			}
+			if r.err == nil {
+				continue
+			}
+			if !yield(Socket{}, r.err) || !isTorn(r.err) {
+				return
+			}
+		}
+	}
+}
+
+// open opens the tables that can have rows. A kernel without IPv6 has no tcp6.
+func (p *ProcNet) open() ([]*tableReader, error) {
+	tcp, tcp6 := &p.tables[TCP], &p.tables[TCP6]
+	if err := tcp.open(); err != nil {
+		return nil, err
+	}
+	if p.tcp6Empty() {
+		return []*tableReader{tcp}, nil
+	}
+	switch err := tcp6.open(); {
+	case errors.Is(err, fs.ErrNotExist):
+		return []*tableReader{tcp}, nil
+	case err != nil:
+		p.close()
+		return nil, err
+	}
+	return []*tableReader{tcp, tcp6}, nil
+}
+
+func (p *ProcNet) close() {
+	for t := range p.tables {
+		p.tables[t].close()
+	}
+}
+
+// tcp6Empty reports whether the kernel's own counts prove that tcp6 has no row:
+// no AF_INET6 socket, and no minisock of either family. A request socket needs a
+// listener, which would count. What can't be read proves nothing.
+//
+// An empty table is worth skipping: its walk visits every hash bucket and, in
+// them, every other socket of the machine.
+func (p *ProcNet) tcp6Empty() bool {
+	proc, err := procfs.NewFS(filepath.Dir(p.dir))
+	if err != nil {
+		return false
+	}
+	stat6, err := proc.NetSockstat6()
+	if err != nil {
+		return false
+	}
+	stat, err := proc.NetSockstat()
+	if err != nil {
+		return false
+	}
+	unused6 := slices.ContainsFunc(stat6.Protocols, func(s procfs.NetSockstatProtocol) bool {
+		return s.Protocol == "TCP6" && s.InUse == 0
+	})
+	noMinis := slices.ContainsFunc(stat.Protocols, func(s procfs.NetSockstatProtocol) bool {
+		return s.Protocol == "TCP" && s.TW != nil && *s.TW == 0
+	})
+	return unused6 && noMinis
+}
+
+// RowError is a row that is not as the kernel writes it.
+type RowError struct {
+	// Table is the table and File the path it was read from.
+	Table Table
+	File  string
+	// Row counts from 1, the header line is row 0.
+	Row int
+	// Text is the row as it was read, cut to maxRow bytes.
+	Text string
+	// Torn is set when the file ends within the row.
+	Torn bool
+	Err  error
+}
+
+func (e *RowError) Error() string {
+	return fmt.Sprintf("%s: row %d: %v: %q", e.File, e.Row, e.Err, e.Text)
+}
+
+func (e *RowError) Unwrap() error { return e.Err }
+
+func isTorn(err error) bool {
+	row, ok := errors.AsType[*RowError](err)
+	return ok && row.Torn
+}
+
+// maxRow is more than the longest row that the widths of its fields allow: about
+// 170 bytes in tcp and 220 in tcp6 (get_tcp4_sock in net/ipv4/tcp_ipv4.c,
+// get_tcp6_sock in net/ipv6/tcp_ipv6.c).
+const maxRow = 256
+
+// recentRows is how many rows back a row listed twice is looked for.
+const recentRows = 256
+
+// tableReader walks one table. Its memory is used again in the next walk.
+type tableReader struct {
+	table     Table
+	path      string
+	bigEndian bool
+	pageSize  int
+
+	file       *os.File
+	buf        []byte
+	start, end int  // buf[start:end] is read and not yet parsed
+	last       bool // no read is to follow
+	row        int
+
+	// Rows listed a moment ago, by their hash; see listedBefore.
+	seed      maphash.Seed
+	recent    [recentRows]uint64
+	checking  bool // the next row may be one of them
+	repeating bool // a row of this read was one of them
+
+	socket Socket // the row next has read, while ok
+	ok     bool
+	err    error
+}
+
+func newTableReader(t Table, path string) tableReader {
+	pageSize := os.Getpagesize()
+	return tableReader{
+		table:     t,
+		path:      path,
+		bigEndian: binary.NativeEndian.Uint16([]byte{0, 1}) == 1,
+		pageSize:  pageSize,
+		// A read returns at most a page; what a row needs beside it is the part
+		// of it that the read before has left.
+		buf:  make([]byte, 2*pageSize),
+		seed: maphash.MakeSeed(),
+	}
+}
+
+// open begins a walk and reads the header.
+func (r *tableReader) open() error {
+	f, err := os.Open(r.path)
+	if err != nil {
+		return err
+	}
+	r.file, r.start, r.end, r.last, r.row = f, 0, 0, false, -1
+	r.ok, r.err = false, nil
+	clear(r.recent[:])
+	return nil
+}
+
+func (r *tableReader) close() {
+	if r.file != nil {
+		r.file.Close() // nothing was written, so nothing can be lost
+		r.file = nil
+	}
+}
+
+// next reads the next row into r.socket and reports whether there was one; ok
+// keeps the answer. At the end of the table r.err is nil.
+func (r *tableReader) next(ctx context.Context) bool {
+	r.ok = r.err == nil && r.advance(ctx)
+	return r.ok
+}
+
+func (r *tableReader) advance(ctx context.Context) bool {
+	for {
+		line, err := r.line(ctx)
+		if err != nil {
+			r.err = err
+			return false
+		}
+		if line == nil {
+			return false
+		}
+		r.row++
+		if r.row == 0 {
+			if !bytes.HasPrefix(line, []byte("  sl  local_address ")) {
+				r.err = r.rowError(line, errors.New("not the header of a TCP table"))
+				return false
+			}
+			continue
+		}
+		ends, err := parseRow(line, r.table, r.bigEndian, &r.socket)
+		if err != nil {
+			r.err = r.rowError(line, err)
+			return false
+		}
+		if r.socket.State != Listen && r.listedBefore(ends) {
+			continue
+		}
+		return true
+	}
+}
+
+// line returns the next line without its newline, nil at the end of the table.
+// It is valid until the next call.
+func (r *tableReader) line(ctx context.Context) ([]byte, error) {
+	for {
+		if i := bytes.IndexByte(r.buf[r.start:r.end], '\n'); i >= 0 {
+			line := r.buf[r.start : r.start+i]
+			r.start += i + 1
+			return line, nil
+		}
+		if r.last {
+			return nil, r.checkEnd()
+		}
+		if err := r.read(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// checkEnd tells an end between two rows from one within a row.
+func (r *tableReader) checkEnd() error {
+	switch {
+	case r.start < r.end:
+		r.row++
+		torn := r.rowError(r.buf[r.start:r.end], errors.New("the file ends within the row"))
+		torn.Torn = r.row > 0
+		r.start = r.end
+		return torn
+	case r.row < 0:
+		return fmt.Errorf("%s: empty, not even a header", r.path)
+	}
+	return nil
+}
+
+// read reads once from the file, and knows the end of the table by the first
+// short read.
+//
+// A read of a seq_file gives whole rows, at most a page of them, and ends early
+// only when the next row doesn't fit (seq_read_iter in fs/seq_file.c). So a read
+// with room left for another row was the last one. Reading on until EOF would be
+// wrong: the kernel then looks for the position behind the last socket by walking
+// the table again from its first bucket, which doubles the cost, lists sockets
+// twice when others have come, and while they come fast never ends.
+func (r *tableReader) read(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s: after %d rows: %w", r.path, r.row, context.Cause(ctx))
+	}
+	r.end = copy(r.buf, r.buf[r.start:r.end])
+	r.start = 0
+	if len(r.buf)-r.end < r.pageSize {
+		r.row++
+		return r.rowError(r.buf[:r.end], fmt.Errorf("longer than %d bytes", r.end))
+	}
+	n, err := r.file.Read(r.buf[r.end:])
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("after %d rows: %w", r.row, err)
+	}
+	r.end += n
+	r.last = n+maxRow <= r.pageSize
+	r.checking, r.repeating = true, false
+	return nil
+}
+
+// listedBefore reports whether the socket with these ends was listed a moment
+// ago, and remembers it.
+//
+// Between two reads the kernel keeps its place as a bucket and a number of
+// sockets in it, so a socket that came into the bucket meanwhile makes it list
+// the one before again: the first row of a read. And when the last read of a walk
+// was full, one more is needed to see the end, which lists as many of the last
+// rows again as sockets have come. A program that binds two sockets to one pair
+// of ends through different devices (VRF) has such rows for good; of these one is
+// lost if they lie on both sides of a read.
+func (r *tableReader) listedBefore(ends []byte) bool {
+	hash := maphash.Bytes(r.seed, ends)
+	if r.checking {
+		if slices.Contains(r.recent[:], hash) {
+			r.repeating = true
+			return true
+		}
+		r.checking = r.repeating
+	}
+	r.recent[r.row%recentRows] = hash
+	return false
+}
+
+func (r *tableReader) rowError(line []byte, err error) *RowError {
+	return &RowError{Table: r.table, File: r.path, Row: r.row, Text: string(line[:min(len(line), maxRow)]), Err: err}
+}

@@ -1,0 +1,127 @@
+// Package tcptable reads the kernel's table of TCP sockets, one socket at a
+// time and without allocating per socket.
+package tcptable
+
+import (
+	"context"
+	"iter"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// State is a TCP state as the kernel numbers it (include/net/tcp_states.h).
+type State uint8
+
+// The states a row of the socket table can have. NEW_SYN_RECV (12) is printed
+// by the kernel as SYN_RECV.
+const (
+	Established State = iota + 1
+	SynSent
+	SynRecv
+	FinWait1
+	FinWait2
+	TimeWait
+	Close
+	CloseWait
+	LastAck
+	Listen
+	Closing
+
+	// NumStates is the length of an array indexed by State.
+	NumStates
+)
+
+var stateNames = [NumStates]string{
+	Established: "established",
+	SynSent:     "syn_sent",
+	SynRecv:     "syn_recv",
+	FinWait1:    "fin_wait1",
+	FinWait2:    "fin_wait2",
+	TimeWait:    "time_wait",
+	Close:       "close",
+	CloseWait:   "close_wait",
+	LastAck:     "last_ack",
+	Listen:      "listen",
+	Closing:     "closing",
+}
+
+// String returns the kernel's name of the state in lower case.
+func (s State) String() string {
+	if s < NumStates && stateNames[s] != "" {
+		return stateNames[s]
+	}
+	return "state " + strconv.Itoa(int(s))
+}
+
+// Kind tells which of the kernel's structures stands behind a row.
+type Kind uint8
+
+const (
+	// Full is a struct tcp_sock.
+	Full Kind = iota
+	// Mini is a struct inet_timewait_sock: a socket in TIME_WAIT, or in
+	// FIN_WAIT2 after the program has closed it. It has no inode, no owner and
+	// no queues.
+	Mini
+	// Request is a struct request_sock: a half-open connection in SYN_RECV.
+	Request
+)
+
+// Table is one of the two tables; a socket is in exactly one of them.
+type Table uint8
+
+const (
+	// TCP holds the AF_INET sockets.
+	TCP Table = iota
+	// TCP6 holds the AF_INET6 sockets, those that talk IPv4 included.
+	TCP6
+
+	// NumTables is the length of an array indexed by Table.
+	NumTables
+)
+
+// String returns the table's file name below /proc/net.
+func (t Table) String() string {
+	if t == TCP6 {
+		return "tcp6"
+	}
+	return "tcp"
+}
+
+// TimeWaitLength is how long the kernel keeps a connection in TIME_WAIT; it is
+// a constant without a sysctl (TCP_TIMEWAIT_LEN in include/net/tcp.h).
+const TimeWaitLength = 60 * time.Second
+
+// Socket is one row of the table.
+type Socket struct {
+	// Local and Remote are the two ends; ::ffff:a.b.c.d is given as a.b.c.d.
+	Local, Remote netip.AddrPort
+	Table         Table
+	State         State
+	Kind          Kind
+	// RxQueue is what the program has not read: bytes, and of a LISTEN row the
+	// connections waiting for accept(2).
+	RxQueue uint32
+	// TxQueue is what the peer has not acknowledged, in bytes. It is 0 in a
+	// LISTEN row.
+	TxQueue uint32
+	// TimerLeft is the time until a Mini goes away. It stays 0 for up to the
+	// last two seconds, because the kernel fires these timers late
+	// (kernel/time/timer.c). It is 0 for other kinds.
+	TimerLeft time.Duration
+	// Inode is 0 when no file descriptor belongs to the socket: a Mini, a
+	// Request, a connection not yet accepted, or one the program has closed.
+	Inode uint64
+}
+
+// Source is a way to read the socket table of one network namespace.
+type Source interface {
+	// Sockets walks the table once. LISTEN rows of both tables come before all
+	// others, so that whoever counts knows every listener first. An error ends
+	// the sequence, and what came before it is only a part of the table; but a
+	// *RowError with Torn set, of a last row that is cut off, does neither.
+	//
+	// A Source is not for concurrent use: it reads into memory of its own.
+	Sockets(ctx context.Context) iter.Seq2[Socket, error]
+}
