@@ -1,0 +1,236 @@
+package collector
+
+import (
+	"hash/maphash"
+	"iter"
+	"math"
+	"math/bits"
+	"slices"
+)
+
+// counts counts rows by key, and under each key by label.
+//
+// Up to limit distinct keys every count is exact. Beyond, memory stays what it
+// is: the keys with the fewest rows give way, as in the Misra-Gries summary that
+// makes room for half of its counters at a time (Anderson et al., "A
+// High-Performance Algorithm for Identifying Frequent Items in Data Streams",
+// IMC 2017). No count is ever too high, none is short by more than shortfall, and
+// shortfall is at most 2 rows in limit, so whoever holds many rows is always in.
+//
+// It is not for concurrent use. Its memory is used again after reset.
+type counts[K comparable] struct {
+	limit int
+	seed  maphash.Seed // random, so that no peer can choose keys that collide
+
+	slots   []uint32 // a hash table of entry numbers plus 1; its length is a power of two
+	entries []entry[K]
+	cells   []cell // cells[0] stands for none
+	free    uint32 // the first cell not in use
+
+	shortfall uint32
+	seen      *bitmap // keys ever seen, once some gave way
+}
+
+type entry[K comparable] struct {
+	key  K
+	hash uint32
+	// rows is counted since the key came in, which was when shortfall was late:
+	// so many rows it may have had before.
+	rows, late uint32
+	cells      uint32 // the first of its cells
+}
+
+// cell is a count under one label, in a list of those of an entry: most keys have
+// one or two labels.
+type cell struct {
+	rows, next uint32
+	label      uint8
+}
+
+func newCounts[K comparable](limit int) *counts[K] {
+	c := &counts[K]{limit: limit, seed: maphash.MakeSeed()}
+	c.reset()
+	return c
+}
+
+// add counts a row.
+func (c *counts[K]) add(key K, label uint8) {
+	e := c.entry(key)
+	e.rows++
+	i := e.cells
+	for i != 0 && c.cells[i].label != label {
+		i = c.cells[i].next
+	}
+	if i == 0 {
+		i = c.newCell()
+		c.cells[i] = cell{label: label, next: e.cells}
+		e.cells = i
+	}
+	c.cells[i].rows++
+}
+
+// entry returns the entry of key, a new one if it has none.
+func (c *counts[K]) entry(key K) *entry[K] {
+	hash := uint32(maphash.Comparable(c.seed, key))
+	slot := c.find(key, hash)
+	if n := c.slots[slot]; n != 0 {
+		return &c.entries[n-1]
+	}
+	if len(c.entries) == c.limit {
+		c.makeRoom()
+		slot = c.find(key, hash)
+	} else if 4*len(c.entries) >= 3*len(c.slots) {
+		c.index(2 * len(c.slots))
+		slot = c.find(key, hash)
+	}
+	if c.seen != nil {
+		c.seen.add(hash)
+	}
+	c.entries = append(c.entries, entry[K]{key: key, hash: hash, late: c.shortfall})
+	c.slots[slot] = uint32(len(c.entries))
+	return &c.entries[len(c.entries)-1]
+}
+
+// find returns the slot of key, or the free one where it belongs.
+func (c *counts[K]) find(key K, hash uint32) uint32 {
+	mask := uint32(len(c.slots) - 1)
+	for slot := hash & mask; ; slot = (slot + 1) & mask {
+		n := c.slots[slot]
+		if n == 0 || c.entries[n-1].hash == hash && c.entries[n-1].key == key {
+			return slot
+		}
+	}
+}
+
+// index makes slots anew for the entries there are.
+func (c *counts[K]) index(size int) {
+	if size == len(c.slots) {
+		clear(c.slots)
+	} else {
+		c.slots = make([]uint32, size)
+	}
+	mask := uint32(size - 1)
+	for i := range c.entries {
+		slot := c.entries[i].hash & mask
+		for c.slots[slot] != 0 {
+			slot = (slot + 1) & mask
+		}
+		c.slots[slot] = uint32(i + 1)
+	}
+}
+
+// makeRoom raises shortfall until half of the entries are at or below it, and
+// drops those.
+func (c *counts[K]) makeRoom() {
+	if c.seen == nil {
+		c.seen = new(bitmap)
+		for i := range c.entries {
+			c.seen.add(c.entries[i].hash)
+		}
+	}
+	for len(c.entries) > c.limit/2 {
+		c.shortfall++
+		c.entries = slices.DeleteFunc(c.entries, func(e entry[K]) bool {
+			if e.rows+e.late > c.shortfall {
+				return false
+			}
+			c.freeCells(e.cells)
+			return true
+		})
+	}
+	c.index(len(c.slots))
+}
+
+func (c *counts[K]) newCell() uint32 {
+	if i := c.free; i != 0 {
+		c.free = c.cells[i].next
+		return i
+	}
+	c.cells = append(c.cells, cell{})
+	return uint32(len(c.cells) - 1)
+}
+
+func (c *counts[K]) freeCells(first uint32) {
+	last := first
+	for c.cells[last].next != 0 {
+		last = c.cells[last].next
+	}
+	c.cells[last].next, c.free = c.free, first
+}
+
+// labels yields the labels of an entry and the rows under each.
+func (c *counts[K]) labels(e *entry[K]) iter.Seq2[uint8, uint32] {
+	return func(yield func(uint8, uint32) bool) {
+		for i := e.cells; i != 0; i = c.cells[i].next {
+			if !yield(c.cells[i].label, c.cells[i].rows) {
+				return
+			}
+		}
+	}
+}
+
+// lookup returns the entry of key, nil if it has none.
+func (c *counts[K]) lookup(key K) *entry[K] {
+	if n := c.slots[c.find(key, uint32(maphash.Comparable(c.seed, key)))]; n != 0 {
+		return &c.entries[n-1]
+	}
+	return nil
+}
+
+// distinct returns the number of different keys added; once some gave way, an
+// estimate of it that is good to about 1 % up to 16 million.
+func (c *counts[K]) distinct() float64 {
+	if c.seen == nil {
+		return float64(len(c.entries))
+	}
+	return c.seen.estimate()
+}
+
+// reset forgets all rows. It keeps the memory for the next walk, unless that was
+// far more than the last one needed.
+func (c *counts[K]) reset() {
+	const few = 1 << 10
+	if cap(c.entries) > few && len(c.entries) < cap(c.entries)/8 || c.slots == nil {
+		c.entries, c.cells = nil, nil
+		c.slots = make([]uint32, few)
+	}
+	clear(c.slots)
+	c.entries = c.entries[:0]
+	c.cells = append(c.cells[:0], cell{})
+	c.free, c.shortfall, c.seen = 0, 0, nil
+}
+
+// bitmap estimates how many different hashes it was given, by linear counting
+// (Whang, Vander-Zanden and Taylor, "A Linear-Time Probabilistic Counting
+// Algorithm for Database Applications", TODS 1990).
+type bitmap [1 << 22 / 64]uint64
+
+func (b *bitmap) add(hash uint32) {
+	bit := hash % uint32(64*len(b))
+	b[bit/64] |= 1 << (bit % 64)
+}
+
+func (b *bitmap) estimate() float64 {
+	size := 64 * len(b)
+	unset := size
+	for _, word := range b {
+		unset -= bits.OnesCount64(word)
+	}
+	return math.Round(float64(size) * math.Log(float64(size)/float64(max(unset, 1))))
+}
+
+// largest returns the n elements of seq that come first by compare, in order.
+func largest[T any](seq iter.Seq[T], n int, compare func(a, b T) int) []T {
+	var top []T
+	for element := range seq {
+		if len(top) == n && (n == 0 || compare(element, top[n-1]) >= 0) {
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(top, element, compare)
+		if len(top) == n {
+			top = top[:n-1]
+		}
+		top = slices.Insert(top, at, element)
+	}
+	return top
+}

@@ -1,0 +1,522 @@
+package collector
+
+import (
+	"cmp"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"timewait_exporter/collector/tcptable"
+)
+
+// Metric describes one metric of the exporter.
+type Metric struct {
+	Name   string
+	Type   string // gauge, counter or histogram
+	Labels []string
+	// Source is where in the kernel the values come from.
+	Source string
+	Help   string
+
+	desc *prometheus.Desc
+}
+
+func newMetric(name, kind, source, help string, labels ...string) *Metric {
+	return &Metric{Name: name, Type: kind, Labels: labels, Source: source, Help: help,
+		desc: prometheus.NewDesc(name, help, labels, nil)}
+}
+
+// What Source says of metrics that come from the walk.
+const (
+	fromTable = "net/tcp, net/tcp6"
+	fromPool  = "net/tcp, net/tcp6, ip_local_port_range, ip_local_reserved_ports"
+	fromReuse = fromPool + ", tcp_tw_reuse"
+)
+
+// The metrics. Collect makes them anew in each scrape.
+var (
+	connections = newMetric("tcp_connections", "gauge", fromTable,
+		"Sockets in the TCP table by address family (::ffff: addresses count as ipv4), direction and state. Inbound: a listener holds the local port.",
+		"netns", "family", "direction", "state")
+	remoteConnections = newMetric("tcp_remote_connections", "gauge", fromTable,
+		"Connections of the remote IPs that have most of them, and of all others as remote_ip=\"other\". Only what is not zero.",
+		"netns", "remote_ip", "direction", "state")
+	remoteIPs = newMetric("tcp_remote_ips", "gauge", fromTable,
+		"Distinct remote IPs, or blocks of them when remotes are folded into blocks.",
+		"netns", "direction")
+	remoteTopShare = newMetric("tcp_remote_top_share_ratio", "gauge", fromTable,
+		"Share of the connections in a state that the one remote IP with most of them holds. 0 when there are none.",
+		"netns", "direction", "state")
+	ephemeralPorts = newMetric("tcp_ephemeral_ports", "gauge", "ip_local_port_range, ip_local_reserved_ports",
+		"Size of the ephemeral pool: the ports of the local port range that are not reserved.",
+		"netns")
+	ephemeralPortsUsed = newMetric("tcp_ephemeral_ports_used", "gauge", fromPool,
+		"Ports of the pool that any socket holds toward anything: the upper bound of what connect() can't use.",
+		"netns")
+	ephemeralLow = newMetric("tcp_ephemeral_port_range_low", "gauge", "ip_local_port_range",
+		"First port of the local port range.", "netns")
+	ephemeralHigh = newMetric("tcp_ephemeral_port_range_high", "gauge", "ip_local_port_range",
+		"Last port of the local port range.", "netns")
+	ephemeralUtilisation = newMetric("tcp_ephemeral_port_utilisation_ratio", "gauge", fromReuse,
+		"Share of the pool that is gone where it is worst: pool=\"connect\" for connect() to the worst destination, pool=\"bind\" for bind() with port 0 on the worst local IP. At 1 the next such call fails.",
+		"netns", "pool")
+	destinationPortsUsed = newMetric("tcp_destination_ports_used", "gauge", fromPool,
+		"Ports of the pool held toward a destination, by state, for the destinations with most of the pool gone. Only what is not zero.",
+		"netns", "local_ip", "remote_ip", "remote_port", "state")
+	destinationUtilisation = newMetric("tcp_destination_port_utilisation_ratio", "gauge", fromReuse,
+		"Share of the pool that connect() to this destination can't use: ports held toward it, less those in TIME_WAIT that may be reused, and ports of listeners.",
+		"netns", "local_ip", "remote_ip", "remote_port")
+	destinations = newMetric("tcp_destinations", "gauge", fromTable,
+		"Distinct destinations: local IP, remote IP and remote port of outbound connections.",
+		"netns")
+	localPortsUsed = newMetric("tcp_local_ports_used", "gauge", fromPool,
+		"Ports of the pool that any socket holds on this local IP or on all, for the local IPs with most of them.",
+		"netns", "local_ip")
+	localUtilisation = newMetric("tcp_local_port_utilisation_ratio", "gauge", fromPool,
+		"Share of the pool that bind() with port 0 on this local IP can't use.",
+		"netns", "local_ip")
+	listenerConnections = newMetric("tcp_listener_connections", "gauge", fromTable,
+		"Inbound connections of the local ports that have most of them, and of all others as local_port=\"other\". Only what is not zero.",
+		"netns", "local_port", "state")
+	listenerAcceptQueue = newMetric("tcp_listener_accept_queue", "gauge", fromTable,
+		"Connections waiting for accept() on a listener.",
+		"netns", "local_ip", "local_port")
+	listenerUnaccepted = newMetric("tcp_listener_unaccepted_connections", "gauge", fromTable,
+		"Connections in ESTABLISHED or CLOSE_WAIT that the kernel has accepted and the program has not.",
+		"netns", "local_port")
+	queueBytes = newMetric("tcp_queue_bytes", "gauge", fromTable,
+		"Bytes that the programs have not read (queue=\"receive\") or the peers have not acknowledged (queue=\"send\"), listeners excluded.",
+		"netns", "direction", "queue")
+	orphanConnections = newMetric("tcp_orphan_connections", "gauge", fromTable,
+		"Connections that their program has closed and the kernel still works on, TIME_WAIT and its like excluded.",
+		"netns")
+	timeWaitRemaining = newMetric("tcp_time_wait_remaining_seconds", "histogram", fromTable,
+		"Time until the connections in TIME_WAIT go. Each starts with 60 s, so one scrape shows the closes of the last minute.",
+		"netns", "direction")
+
+	timeWaitSockets = newMetric("tcp_time_wait_sockets", "gauge", "net/sockstat TCP tw",
+		"The kernel's own count of sockets in TIME_WAIT, with those of FIN_WAIT2 that their program has closed.",
+		"netns")
+	timeWaitLimit = newMetric("tcp_time_wait_limit", "gauge", "net.ipv4.tcp_max_tw_buckets",
+		"Sockets in TIME_WAIT at which the kernel drops further ones at once.", "netns")
+	timeWaitReuseMode = newMetric("tcp_time_wait_reuse_mode", "gauge", "net.ipv4.tcp_tw_reuse",
+		"Whether connect() may reuse ports in TIME_WAIT: 0 no, 1 yes, 2 on loopback only.", "netns")
+	timeWaitRecycle = newMetric("tcp_time_wait_recycle_enabled", "gauge", "net.ipv4.tcp_tw_recycle",
+		"Whether connections in TIME_WAIT are recycled fast, which breaks clients behind NAT. Gone since Linux 4.12.", "netns")
+	finTimeout = newMetric("tcp_fin_timeout_seconds", "gauge", "net.ipv4.tcp_fin_timeout",
+		"How long a closed connection stays in FIN_WAIT2. It does not change TIME_WAIT, which is 60 s.", "netns")
+	timeWaitStarted = newMetric("tcp_time_wait_started_total", "counter", "net/netstat TcpExt TW, TWKilled",
+		"TIME_WAIT timers started, FIN_WAIT2 of closed sockets included: timer=\"full\", or \"short\" with 4 s or less.",
+		"netns", "timer")
+	timeWaitReused = newMetric("tcp_time_wait_reused_total", "counter", "net/netstat TcpExt TWRecycled",
+		"Ports in TIME_WAIT that connect() took over.", "netns")
+	timeWaitOverflows = newMetric("tcp_time_wait_overflows_total", "counter", "net/netstat TcpExt TCPTimeWaitOverflow",
+		"Connections that got no TIME_WAIT because tcp_time_wait_limit was reached.", "netns")
+	activeOpens = newMetric("tcp_active_opens_total", "counter", "net/snmp Tcp ActiveOpens",
+		"SYNs sent by connect(). One that finds no free port is not counted.", "netns")
+	passiveOpens = newMetric("tcp_passive_opens_total", "counter", "net/snmp Tcp PassiveOpens",
+		"Connections that came in.", "netns")
+	attemptFails = newMetric("tcp_attempt_fails_total", "counter", "net/snmp Tcp AttemptFails",
+		"Connections that failed before they were established.", "netns")
+	establishedResets = newMetric("tcp_established_resets_total", "counter", "net/snmp Tcp EstabResets",
+		"Connections reset in ESTABLISHED or CLOSE_WAIT.", "netns")
+	retransmitted = newMetric("tcp_retransmitted_segments_total", "counter", "net/snmp Tcp RetransSegs",
+		"Segments sent again.", "netns")
+	outResets = newMetric("tcp_out_resets_total", "counter", "net/snmp Tcp OutRsts",
+		"Resets sent.", "netns")
+	listenOverflows = newMetric("tcp_listen_overflows_total", "counter", "net/netstat TcpExt ListenOverflows",
+		"Handshakes dropped because an accept queue was full; a peer that tries again counts again.", "netns")
+	listenDrops = newMetric("tcp_listen_drops_total", "counter", "net/netstat TcpExt ListenDrops",
+		"Handshakes that a listener dropped for any reason, overflows included.", "netns")
+	synCookiesSent = newMetric("tcp_syn_cookies_sent_total", "counter", "net/netstat TcpExt SyncookiesSent",
+		"SYN cookies sent because a SYN queue was full.", "netns")
+	aborts = newMetric("tcp_aborts_total", "counter", "net/netstat TcpExt TCPAbortOn*, TCPAbortFailed",
+		"Connections that the kernel reset, by reason: data unread or come after close, close with data unread, memory (or too many orphans), timeout, linger; failed is a reset that could not be sent.",
+		"netns", "reason")
+	listenBacklogLimit = newMetric("tcp_listen_backlog_limit", "gauge", "net.core.somaxconn",
+		"Longest accept queue that listen() may ask for.", "netns")
+	synBacklogLimit = newMetric("tcp_syn_backlog_limit", "gauge", "net.ipv4.tcp_max_syn_backlog",
+		"Half-open connections per listener while SYN cookies are off.", "netns")
+	orphans = newMetric("tcp_orphans", "gauge", "net/sockstat TCP orphan",
+		"Orphaned connections of all network namespaces.")
+	orphanLimit = newMetric("tcp_orphan_limit", "gauge", "net.ipv4.tcp_max_orphans",
+		"Orphaned connections at which the kernel resets further ones.")
+	memory = newMetric("tcp_memory_bytes", "gauge", "net/sockstat TCP mem",
+		"Memory of TCP in all network namespaces.")
+	memoryLimit = newMetric("tcp_memory_limit_bytes", "gauge", "net.ipv4.tcp_mem",
+		"Memory of TCP below which it is not limited (low), from which it is (pressure), and at which connections are reset (high).",
+		"level")
+	fileHandles = newMetric("tcp_file_handles", "gauge", "fs.file-nr",
+		"File handles in use on the node; a socket that a program has open needs one.")
+	fileHandlesLimit = newMetric("tcp_file_handles_limit", "gauge", "fs.file-nr",
+		"File handles the node allows.")
+
+	netnsInfo = newMetric("timewait_exporter_netns_info", "gauge", "",
+		"The network namespace that is read, the directory it is read from, and whether the net sysctls seen here belong to the same one (sysctls=\"same\") or not (\"other\": what needs them is left out). Always 1.",
+		"netns", "path", "sysctls")
+	collectorSuccess = newMetric("timewait_exporter_collector_success", "gauge", "",
+		"Whether a part of this scrape succeeded. Where it is 0 its metrics are absent and the log says why.",
+		"netns", "collector")
+	collectorDuration = newMetric("timewait_exporter_collector_duration_seconds", "gauge", "",
+		"How long a part of this scrape took.",
+		"netns", "collector")
+	undercountMax = newMetric("timewait_exporter_undercount_max", "gauge", "",
+		"By how many connections any one remote, destination or local IP may be counted short in this scrape because there were too many different ones. 0: every count is exact. Totals always are.",
+		"netns", "by")
+	rowsRead = newMetric("timewait_exporter_rows_total", "counter", "",
+		"Rows of the socket table read.", "table")
+	malformedRows = newMetric("timewait_exporter_malformed_rows_total", "counter", "",
+		"Rows of the socket table that were not as the kernel writes them.", "table")
+)
+
+// Metrics returns all metrics of this package, in the order of the documentation.
+func Metrics() []*Metric {
+	return []*Metric{
+		connections, remoteConnections, remoteIPs, remoteTopShare,
+		ephemeralPorts, ephemeralPortsUsed, ephemeralLow, ephemeralHigh, ephemeralUtilisation,
+		destinationPortsUsed, destinationUtilisation, destinations, localPortsUsed, localUtilisation,
+		listenerConnections, listenerAcceptQueue, listenerUnaccepted,
+		queueBytes, orphanConnections, timeWaitRemaining,
+
+		timeWaitSockets, timeWaitLimit, timeWaitReuseMode, timeWaitRecycle, finTimeout,
+		timeWaitStarted, timeWaitReused, timeWaitOverflows,
+		activeOpens, passiveOpens, attemptFails, establishedResets, retransmitted, outResets,
+		listenOverflows, listenDrops, synCookiesSent, aborts, listenBacklogLimit, synBacklogLimit,
+		orphans, orphanLimit, memory, memoryLimit, fileHandles, fileHandlesLimit,
+
+		netnsInfo, collectorSuccess, collectorDuration, undercountMax, rowsRead, malformedRows,
+	}
+}
+
+// samples are the values of one part of a scrape.
+type samples []prometheus.Metric
+
+func (s *samples) add(m *Metric, value float64, labels ...string) {
+	kind := prometheus.GaugeValue
+	if m.Type == "counter" {
+		kind = prometheus.CounterValue
+	}
+	*s = append(*s, prometheus.MustNewConstMetric(m.desc, kind, value, labels...))
+}
+
+// exported bounds how many series name a remote, a destination, a listener or a
+// local address.
+type exported struct {
+	remotes, destinations, listeners, locals int
+}
+
+const other = "other"
+
+// samples turns the counts into metrics of a network namespace.
+func (t *tally) samples(netns string, n exported) samples {
+	var out samples
+	t.addConnections(&out, netns)
+	t.addRemotes(&out, netns, n.remotes)
+	t.addListeners(&out, netns, n.listeners)
+	t.addTimeWait(&out, netns)
+	out.add(destinations, t.destinations.distinct(), netns)
+	if t.pool != nil {
+		t.addPool(&out, netns, n)
+	}
+	out.add(undercountMax, float64(max(t.remotes[inbound].shortfall, t.remotes[outbound].shortfall)), netns, "remote")
+	out.add(undercountMax, float64(t.destinations.shortfall), netns, "destination")
+	out.add(undercountMax, float64(t.missedPorts), netns, "local_ip")
+	return out
+}
+
+// states yields the states that connections of a direction can have.
+func states(d direction) iter.Seq[tcptable.State] {
+	return func(yield func(tcptable.State) bool) {
+		for s := tcptable.Established; s < tcptable.NumStates; s++ {
+			listening := s == tcptable.Listen || s == tcptable.SynRecv
+			if d == outbound && listening || d == inbound && s == tcptable.SynSent {
+				continue
+			}
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+func (t *tally) addConnections(out *samples, netns string) {
+	for d := range numDirections {
+		for f := range numFamilies {
+			for s := range states(d) {
+				out.add(connections, float64(t.connections[f][d][s]), netns, f.String(), d.String(), s.String())
+			}
+		}
+		out.add(queueBytes, float64(t.received[d]), netns, d.String(), "receive")
+		out.add(queueBytes, float64(t.unsent[d]), netns, d.String(), "send")
+	}
+	out.add(orphanConnections, float64(t.orphans), netns)
+}
+
+func (t *tally) addTimeWait(out *samples, netns string) {
+	for d := range numDirections {
+		h := &t.timeWait[d]
+		buckets := make(map[float64]uint64, len(timerBuckets))
+		var count uint64
+		for i, n := range h.buckets {
+			count += n
+			if i < len(timerBuckets) {
+				buckets[float64(timerBuckets[i])] = count
+			}
+		}
+		*out = append(*out, prometheus.MustNewConstHistogram(timeWaitRemaining.desc, count, h.sum.Seconds(), buckets, netns, d.String()))
+	}
+}
+
+// remote is a remote IP, or block, with its entries in both directions; one of
+// them may be nil.
+type remote struct {
+	key     address
+	entries [numDirections]*entry[address]
+	rows    uint64
+}
+
+func (t *tally) allRemotes() iter.Seq[remote] {
+	return func(yield func(remote) bool) {
+		for d := range numDirections {
+			for i := range t.remotes[d].entries {
+				e := &t.remotes[d].entries[i]
+				r := remote{key: e.key, rows: uint64(e.rows)}
+				r.entries[d] = e
+				if opposite := t.remotes[1-d].lookup(e.key); opposite != nil {
+					if d == outbound {
+						continue // seen as inbound
+					}
+					r.entries[1-d] = opposite
+					r.rows += uint64(opposite.rows)
+				}
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (t *tally) addRemotes(out *samples, netns string, n int) {
+	var rest [numDirections][tcptable.NumStates]uint64
+	for d := range numDirections {
+		for f := range numFamilies {
+			for s := range states(d) {
+				rest[d][s] += t.connections[f][d][s]
+			}
+		}
+		rest[d][tcptable.Listen] = 0
+	}
+	t.addTopShare(out, netns, &rest)
+
+	// Equal ones are kept apart by address, so that they don't take turns.
+	top := largest(t.allRemotes(), n, func(a, b remote) int {
+		return cmp.Or(cmp.Compare(b.rows, a.rows), slices.Compare(a.key[:], b.key[:]))
+	})
+	for _, r := range top {
+		name := t.remoteName(r.key)
+		for d, e := range r.entries {
+			if e == nil {
+				continue
+			}
+			d := direction(d)
+			for state, rows := range t.remotes[d].labels(e) {
+				rest[d][state] -= uint64(rows)
+				out.add(remoteConnections, float64(rows), netns, name, d.String(), tcptable.State(state).String())
+			}
+		}
+	}
+	for d := range numDirections {
+		for s, rows := range rest[d] {
+			if rows > 0 {
+				out.add(remoteConnections, float64(rows), netns, other, d.String(), tcptable.State(s).String())
+			}
+		}
+	}
+}
+
+func (t *tally) addTopShare(out *samples, netns string, totals *[numDirections][tcptable.NumStates]uint64) {
+	for d, remotes := range t.remotes {
+		d := direction(d)
+		out.add(remoteIPs, remotes.distinct(), netns, d.String())
+
+		var most [tcptable.NumStates]uint32
+		for i := range remotes.entries {
+			for state, rows := range remotes.labels(&remotes.entries[i]) {
+				most[state] = max(most[state], rows)
+			}
+		}
+		for s := range states(d) {
+			switch s {
+			case tcptable.Established, tcptable.TimeWait, tcptable.CloseWait, tcptable.SynRecv:
+				out.add(remoteTopShare, ratio(uint64(most[s]), totals[d][s]), netns, d.String(), s.String())
+			}
+		}
+	}
+}
+
+func (t *tally) addListeners(out *samples, netns string, n int) {
+	all := func(yield func(uint16) bool) {
+		for port := range t.listenerPorts {
+			if !yield(port) {
+				return
+			}
+		}
+	}
+	top := largest(all, n, func(a, b uint16) int {
+		return cmp.Or(cmp.Compare(t.listenerPorts[b].rows, t.listenerPorts[a].rows), cmp.Compare(a, b))
+	})
+	named := make(map[uint16]bool, len(top))
+	for _, port := range top {
+		named[port] = true
+		t.listenerPorts[port].addTo(out, netns, strconv.Itoa(int(port)))
+	}
+	var rest listenerPort
+	for port, l := range t.listenerPorts {
+		if named[port] {
+			continue
+		}
+		for s, rows := range l.states {
+			rest.states[s] += rows
+		}
+		rest.unaccepted += l.unaccepted
+	}
+	if len(named) < len(t.listenerPorts) {
+		rest.addTo(out, netns, other)
+	}
+
+	queues := largest(maps.Keys(t.acceptQueues), n, func(a, b netip.AddrPort) int {
+		return cmp.Or(cmp.Compare(t.acceptQueues[b], t.acceptQueues[a]), a.Compare(b))
+	})
+	for _, l := range queues {
+		out.add(listenerAcceptQueue, float64(t.acceptQueues[l]), netns, l.Addr().String(), strconv.Itoa(int(l.Port())))
+	}
+}
+
+func (l *listenerPort) addTo(out *samples, netns, port string) {
+	for s, rows := range l.states {
+		if rows > 0 {
+			out.add(listenerConnections, float64(rows), netns, port, tcptable.State(s).String())
+		}
+	}
+	out.add(listenerUnaccepted, float64(l.unaccepted), netns, port)
+}
+
+// heldDestination is a destination with the ports that connect can't use for it
+// beside those of listeners.
+type heldDestination struct {
+	*entry[destination]
+	blocked uint64
+}
+
+func (t *tally) allDestinations() iter.Seq[heldDestination] {
+	return func(yield func(heldDestination) bool) {
+		for i := range t.destinations.entries {
+			d := heldDestination{entry: &t.destinations.entries[i]}
+			for label, rows := range t.destinations.labels(d.entry) {
+				if label&^stateBits == 0 {
+					d.blocked += uint64(rows)
+				}
+			}
+			if !yield(d) {
+				return
+			}
+		}
+	}
+}
+
+func compareDestinations(a, b heldDestination) int {
+	return cmp.Or(
+		cmp.Compare(b.blocked, a.blocked),
+		cmp.Compare(b.rows, a.rows),
+		slices.Compare(a.key.remote[:], b.key.remote[:]),
+		cmp.Compare(a.key.port, b.key.port),
+		slices.Compare(a.key.local[:], b.key.local[:]),
+	)
+}
+
+func (t *tally) addPool(out *samples, netns string, n exported) {
+	out.add(ephemeralPorts, float64(t.pool.size), netns)
+	out.add(ephemeralPortsUsed, float64(t.usedPorts.len()), netns)
+	out.add(ephemeralLow, float64(t.pool.low), netns)
+	out.add(ephemeralHigh, float64(t.pool.high), netns)
+
+	// A port is counted toward a destination or as a listener's, never as both:
+	// the labels keep them apart. A destination nobody talks to yet still lacks
+	// the listeners' ports.
+	listening := uint64(t.listenPorts.len())
+	var worst uint64
+	for _, d := range largest(t.allDestinations(), max(n.destinations, 1), compareDestinations) {
+		worst = max(worst, d.blocked)
+		if n.destinations == 0 {
+			break
+		}
+		t.addDestination(out, netns, d, listening)
+	}
+	out.add(ephemeralUtilisation, t.utilisation(worst+listening), netns, "connect")
+
+	var shared portSet // of sockets on all addresses
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if ports := t.locals[any]; ports != nil {
+			for i, word := range ports {
+				shared[i] |= word
+			}
+		}
+	}
+	type local struct {
+		addr netip.Addr
+		used int
+	}
+	locals := func(yield func(local) bool) {
+		for addr, ports := range t.locals {
+			if !addr.IsUnspecified() && !yield(local{addr, ports.unionLen(&shared)}) {
+				return
+			}
+		}
+	}
+	most := shared.len()
+	for _, l := range largest(locals, n.locals, func(a, b local) int {
+		return cmp.Or(cmp.Compare(b.used, a.used), a.addr.Compare(b.addr))
+	}) {
+		most = max(most, l.used)
+		out.add(localPortsUsed, float64(l.used), netns, l.addr.String())
+		out.add(localUtilisation, t.utilisation(uint64(l.used)), netns, l.addr.String())
+	}
+	out.add(ephemeralUtilisation, t.utilisation(uint64(most)), netns, "bind")
+}
+
+func (t *tally) addDestination(out *samples, netns string, d heldDestination, listening uint64) {
+	labels := []string{netns, d.key.local.unmap().String(), d.key.remote.unmap().String(), strconv.Itoa(int(d.key.port))}
+	var held [tcptable.NumStates]uint64
+	for label, rows := range t.destinations.labels(d.entry) {
+		if label&unpooled == 0 {
+			held[label&stateBits] += uint64(rows)
+		}
+	}
+	for s, ports := range held {
+		if ports > 0 {
+			out.add(destinationPortsUsed, float64(ports), append(labels, tcptable.State(s).String())...)
+		}
+	}
+	out.add(destinationUtilisation, t.utilisation(d.blocked+listening), labels...)
+}
+
+// utilisation returns the share of the pool that so many ports are. Of an empty
+// pool every call fails.
+func (t *tally) utilisation(ports uint64) float64 {
+	if t.pool.size == 0 {
+		return 1
+	}
+	return ratio(ports, uint64(t.pool.size))
+}
+
+func ratio(part, whole uint64) float64 {
+	if whole == 0 {
+		return 0
+	}
+	return float64(part) / float64(whole)
+}
