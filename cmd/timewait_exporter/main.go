@@ -1,0 +1,65 @@
+// Command timewait_exporter serves Prometheus metrics of a host's TCP
+// connections: their states, their remotes, and how much of the ephemeral ports
+// is gone.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/go-kit/log/level"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/collectors/version"
+	versioninfo "github.com/prometheus/common/version"
+
+	"timewait_exporter/collector"
+)
+
+const name = "timewait_exporter"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is the daemon: it serves until ctx is done. It returns the exit code: 2
+// for wrong flags, 1 when serving failed.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	cfg, err := parseFlags(args, stdout)
+	if err != nil {
+		fmt.Fprintf(stderr, "%s: error: %v, try --help\n", name, err)
+		return 2
+	}
+	logger, toolkitLogger := newLoggers(cfg, stderr)
+	ns := cfg.collector.Namespace
+	level.Info(logger).Log("msg", "starting", "version", versioninfo.Info(), "build", versioninfo.BuildContext())
+	level.Info(logger).Log("msg", "reading network namespace", "netns", ns.Name, "path", ns.Dir, "own_sysctls", ns.OwnSysctls)
+	if !ns.OwnSysctls {
+		level.Warn(logger).Log("msg", "the net sysctls seen here are of another network namespace, so limits and port utilisation are left out; run in the host's network namespace to have them")
+	}
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		version.NewCollector(name),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	s, err := newServer(cfg, registry, collector.New(cfg.collector, logger), logger)
+	if err == nil {
+		err = s.serve(ctx, cfg.web, toolkitLogger)
+	}
+	if err != nil && !errors.Is(err, http.ErrServerClosed) {
+		level.Error(logger).Log("msg", "serving failed", "err", err)
+		return 1
+	}
+	level.Info(logger).Log("msg", "stopped")
+	return 0
+}
