@@ -159,6 +159,7 @@ func (c *Collector) walk(ctx context.Context, p *pool) (samples, error) {
 		}
 		level.Warn(c.logger).Log("msg", "the last row is left out", "err", err)
 	}
+	t.finish()
 	return t.samples(c.cfg.Namespace.Name, exported{
 		remotes: c.cfg.Remotes, destinations: c.cfg.Destinations, listeners: c.cfg.Listeners, locals: locals,
 	}), nil

@@ -15,7 +15,7 @@ import (
 // makes room for half of its counters at a time (Anderson et al., "A
 // High-Performance Algorithm for Identifying Frequent Items in Data Streams",
 // IMC 2017). No count is ever too high, none is short by more than shortfall, and
-// shortfall is at most 2 rows in limit, so whoever holds many rows is always in.
+// shortfall is at most twice the rows over limit, so whoever holds many rows is always in.
 //
 // It is not for concurrent use. Its memory is used again after reset.
 type counts[K comparable] struct {
@@ -29,6 +29,9 @@ type counts[K comparable] struct {
 
 	shortfall uint32
 	seen      *bitmap // keys ever seen, once some gave way
+
+	// gaveWay, if set, is called with each entry that gives way.
+	gaveWay func(*entry[K])
 }
 
 type entry[K comparable] struct {
@@ -53,10 +56,10 @@ func newCounts[K comparable](limit int) *counts[K] {
 	return c
 }
 
-// add counts a row.
-func (c *counts[K]) add(key K, label uint8) {
+// add counts so many rows.
+func (c *counts[K]) add(key K, label uint8, rows uint32) {
 	e := c.entry(key)
-	e.rows++
+	e.rows += rows
 	i := e.cells
 	for i != 0 && c.cells[i].label != label {
 		i = c.cells[i].next
@@ -66,7 +69,7 @@ func (c *counts[K]) add(key K, label uint8) {
 		c.cells[i] = cell{label: label, next: e.cells}
 		e.cells = i
 	}
-	c.cells[i].rows++
+	c.cells[i].rows += rows
 }
 
 // entry returns the entry of key, a new one if it has none.
@@ -133,6 +136,9 @@ func (c *counts[K]) makeRoom() {
 		c.entries = slices.DeleteFunc(c.entries, func(e entry[K]) bool {
 			if e.rows+e.late > c.shortfall {
 				return false
+			}
+			if c.gaveWay != nil {
+				c.gaveWay(&e)
 			}
 			c.freeCells(e.cells)
 			return true

@@ -264,7 +264,7 @@ func (t *tally) addTimeWait(out *samples, netns string) {
 		for i, n := range h.buckets {
 			count += n
 			if i < len(timerBuckets) {
-				buckets[float64(timerBuckets[i])] = count
+				buckets[timerBuckets[i].Seconds()] = count
 			}
 		}
 		*out = append(*out, prometheus.MustNewConstHistogram(timeWaitRemaining.desc, count, h.sum.Seconds(), buckets, netns, d.String()))
@@ -274,8 +274,8 @@ func (t *tally) addTimeWait(out *samples, netns string) {
 // remote is a remote IP, or block, with its entries in both directions; one of
 // them may be nil.
 type remote struct {
-	key     address
-	entries [numDirections]*entry[address]
+	key     tcptable.Addr
+	entries [numDirections]*entry[tcptable.Addr]
 	rows    uint64
 }
 
@@ -389,11 +389,11 @@ func (t *tally) addListeners(out *samples, netns string, n int) {
 		rest.addTo(out, netns, other)
 	}
 
-	queues := largest(maps.Keys(t.acceptQueues), n, func(a, b netip.AddrPort) int {
-		return cmp.Or(cmp.Compare(t.acceptQueues[b], t.acceptQueues[a]), a.Compare(b))
+	queues := largest(maps.Keys(t.acceptQueues), n, func(a, b tcptable.Endpoint) int {
+		return cmp.Or(cmp.Compare(t.acceptQueues[b], t.acceptQueues[a]), cmp.Compare(a.Port, b.Port), slices.Compare(a.Addr[:], b.Addr[:]))
 	})
 	for _, l := range queues {
-		out.add(listenerAcceptQueue, float64(t.acceptQueues[l]), netns, l.Addr().String(), strconv.Itoa(int(l.Port())))
+		out.add(listenerAcceptQueue, float64(t.acceptQueues[l]), netns, l.Addr.IP().String(), strconv.Itoa(int(l.Port)))
 	}
 }
 
@@ -460,26 +460,25 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 	out.add(ephemeralUtilisation, t.utilisation(worst+listening), netns, "connect")
 
 	var shared portSet // of sockets on all addresses
-	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		if ports := t.locals[any]; ports != nil {
-			for i, word := range ports {
-				shared[i] |= word
-			}
-		}
-	}
 	type local struct {
 		addr netip.Addr
 		used int
 	}
-	locals := func(yield func(local) bool) {
-		for addr, ports := range t.locals {
-			if !addr.IsUnspecified() && !yield(local{addr, ports.unionLen(&shared)}) {
-				return
-			}
+	var locals []local
+	for addr, ports := range t.locals {
+		if ip := addr.IP(); !ip.IsUnspecified() {
+			locals = append(locals, local{addr: ip})
+			continue
+		}
+		for i, word := range ports {
+			shared[i] |= word
 		}
 	}
+	for i := range locals {
+		locals[i].used = t.locals[locals[i].addr.As16()].unionLen(&shared)
+	}
 	most := shared.len()
-	for _, l := range largest(locals, n.locals, func(a, b local) int {
+	for _, l := range largest(slices.Values(locals), n.locals, func(a, b local) int {
 		return cmp.Or(cmp.Compare(b.used, a.used), a.addr.Compare(b.addr))
 	}) {
 		most = max(most, l.used)
@@ -490,7 +489,7 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 }
 
 func (t *tally) addDestination(out *samples, netns string, d heldDestination, listening uint64) {
-	labels := []string{netns, d.key.local.unmap().String(), d.key.remote.unmap().String(), strconv.Itoa(int(d.key.port))}
+	labels := []string{netns, d.key.local.IP().String(), d.key.remote.IP().String(), strconv.Itoa(int(d.key.port))}
 	var held [tcptable.NumStates]uint64
 	for label, rows := range t.destinations.labels(d.entry) {
 		if label&unpooled == 0 {

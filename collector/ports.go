@@ -183,7 +183,7 @@ func (p *pool) reusable(s *tcptable.Socket) bool {
 	switch p.reuseMode {
 	case 1:
 	case 2:
-		if !s.Local.Addr().IsLoopback() && !s.Remote.Addr().IsLoopback() {
+		if !s.Local.Addr.IP().IsLoopback() && !s.Remote.Addr.IP().IsLoopback() {
 			return false
 		}
 	default:

@@ -48,14 +48,9 @@ const (
 	maxSpare = 1 << 6 // port sets kept for the next walk
 )
 
-// address is an IP address as a key: 16 bytes, IPv4 mapped into IPv6.
-type address [16]byte
-
-func (a address) unmap() netip.Addr { return netip.AddrFrom16(a).Unmap() }
-
 // destination is what connect(2) needs a free local port for.
 type destination struct {
-	local, remote address
+	local, remote tcptable.Addr
 	port          uint16
 }
 
@@ -72,8 +67,9 @@ const (
 // tally counts the rows of one walk. It holds no row. It is not for concurrent
 // use; its memory is used again after reset.
 type tally struct {
-	pool   *pool  // nil where it is not known
-	prefix [2]int // bits of a remote address that count, by family
+	pool         *pool            // nil where it is not known
+	prefix       [numFamilies]int // bits of a remote address that count
+	wholeRemotes bool             // all of them count
 
 	rows        [tcptable.NumTables]uint64
 	connections [numFamilies][numDirections][tcptable.NumStates]uint64
@@ -82,17 +78,17 @@ type tally struct {
 	orphans     uint64
 	timeWait    [numDirections]timerHistogram
 
-	remotes      [numDirections]*counts[address]
+	remotes      [numDirections]*counts[tcptable.Addr]
 	destinations *counts[destination]
 
 	listeners     [tcptable.NumTables]listeners
 	listenerPorts map[uint16]*listenerPort
-	acceptQueues  map[netip.AddrPort]uint64
+	acceptQueues  map[tcptable.Endpoint]uint64
 
 	usedPorts   portSet // of the pool, by any row
 	listenPorts portSet // of the pool, by a LISTEN row
-	locals      map[netip.Addr]*portSet
-	lastLocal   netip.Addr // a key of locals, and its value: neighbours share it
+	locals      map[tcptable.Addr]*portSet
+	lastLocal   tcptable.Addr // a key of locals, and its value: neighbours share it
 	lastPorts   *portSet
 	missedPorts uint64 // rows left out of locals
 	spare       []*portSet
@@ -102,7 +98,7 @@ type tally struct {
 type listeners struct {
 	ports    portSet // on any address
 	wildcard portSet // on all addresses
-	bound    map[netip.AddrPort]struct{}
+	bound    map[tcptable.Endpoint]struct{}
 }
 
 // listenerPort counts the inbound rows of a local port, without the listeners.
@@ -112,8 +108,11 @@ type listenerPort struct {
 	unaccepted uint64
 }
 
-// timerBuckets are the upper bounds of the timer histogram, in seconds.
-var timerBuckets = [...]uint64{1, 5, 10, 20, 30, 40, 50, 60}
+// timerBuckets are the upper bounds of the timer histogram.
+var timerBuckets = [...]time.Duration{
+	1 * time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second,
+	30 * time.Second, 40 * time.Second, 50 * time.Second, 60 * time.Second,
+}
 
 // timerHistogram counts timers by bucket; the last one has no bound.
 type timerHistogram struct {
@@ -123,7 +122,7 @@ type timerHistogram struct {
 
 func (h *timerHistogram) observe(left time.Duration) {
 	i := 0
-	for i < len(timerBuckets) && left > time.Duration(timerBuckets[i])*time.Second {
+	for i < len(timerBuckets) && left > timerBuckets[i] {
 		i++
 	}
 	h.buckets[i]++
@@ -135,16 +134,18 @@ func (h *timerHistogram) observe(left time.Duration) {
 func newTally(prefixIPv4, prefixIPv6 int) *tally {
 	t := &tally{
 		prefix:        [numFamilies]int{ipv4: prefixIPv4, ipv6: prefixIPv6},
+		wholeRemotes:  prefixIPv4 == 32 && prefixIPv6 == 128,
 		destinations:  newCounts[destination](maxDestinations),
 		listenerPorts: make(map[uint16]*listenerPort),
-		acceptQueues:  make(map[netip.AddrPort]uint64),
-		locals:        make(map[netip.Addr]*portSet),
+		acceptQueues:  make(map[tcptable.Endpoint]uint64),
+		locals:        make(map[tcptable.Addr]*portSet),
 	}
+	t.destinations.gaveWay = t.addRemote
 	for d := range t.remotes {
-		t.remotes[d] = newCounts[address](maxRemotes)
+		t.remotes[d] = newCounts[tcptable.Addr](maxRemotes)
 	}
 	for i := range t.listeners {
-		t.listeners[i].bound = make(map[netip.AddrPort]struct{})
+		t.listeners[i].bound = make(map[tcptable.Endpoint]struct{})
 	}
 	return t
 }
@@ -167,16 +168,17 @@ func (t *tally) reset(p *pool) {
 	}
 	t.destinations.reset()
 	*t = tally{
-		pool: p, prefix: t.prefix, remotes: t.remotes, destinations: t.destinations,
+		pool: p, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, destinations: t.destinations,
 		listenerPorts: t.listenerPorts, acceptQueues: t.acceptQueues, locals: t.locals, spare: t.spare,
 		listeners: [tcptable.NumTables]listeners{{bound: t.listeners[tcptable.TCP].bound}, {bound: t.listeners[tcptable.TCP6].bound}},
 	}
 }
 
-// add counts a row. All LISTEN rows have to come before the others.
+// add counts a row. All LISTEN rows have to come before the others, and finish
+// after the last.
 func (t *tally) add(s *tcptable.Socket) {
 	t.rows[s.Table]++
-	family := familyOf(s.Local.Addr())
+	family := familyOf(s.Local.Addr)
 	if s.State == tcptable.Listen {
 		t.connections[family][inbound][tcptable.Listen]++
 		t.addListener(s)
@@ -197,13 +199,13 @@ func (t *tally) add(s *tcptable.Socket) {
 		t.orphans++
 	}
 
-	t.remotes[dir].add(t.remoteKey(s.Remote.Addr()), uint8(s.State))
-	pooled := t.pool != nil && t.pool.ports.has(s.Local.Port())
+	pooled := t.pool != nil && t.pool.ports.has(s.Local.Port)
 	if pooled {
 		t.holdPort(s.Local)
 	}
 	if dir == inbound {
-		l := t.listenerPort(s.Local.Port())
+		t.remotes[inbound].add(t.remoteKey(s.Remote.Addr), uint8(s.State), 1)
+		l := t.listenerPort(s.Local.Port)
 		l.states[s.State]++
 		l.rows++
 		if ownerless && waiting && s.State != tcptable.SynRecv {
@@ -215,19 +217,35 @@ func (t *tally) add(s *tcptable.Socket) {
 	switch {
 	case !pooled:
 		label |= unpooled
-	case t.listenPorts.has(s.Local.Port()):
+	case t.listenPorts.has(s.Local.Port):
 		label |= listened
 	case t.pool.reusable(s):
 		label |= reusable
 	}
-	t.destinations.add(destination{s.Local.Addr().As16(), s.Remote.Addr().As16(), s.Remote.Port()}, label)
+	t.destinations.add(destination{s.Local.Addr, s.Remote.Addr, s.Remote.Port}, label, 1)
+}
+
+// finish ends the walk.
+func (t *tally) finish() {
+	for i := range t.destinations.entries {
+		t.addRemote(&t.destinations.entries[i])
+	}
+}
+
+// addRemote counts what a destination has for its remote, so that an outbound row
+// costs one look-up and not two.
+func (t *tally) addRemote(e *entry[destination]) {
+	key := t.remoteKey(e.key.remote)
+	for label, rows := range t.destinations.labels(e) {
+		t.remotes[outbound].add(key, label&stateBits, rows)
+	}
 }
 
 func (t *tally) addListener(s *tcptable.Socket) {
 	l := &t.listeners[s.Table]
-	port := s.Local.Port()
+	port := s.Local.Port
 	l.ports.add(port)
-	if s.Local.Addr().IsUnspecified() {
+	if s.Local.Addr.IP().IsUnspecified() {
 		l.wildcard.add(port)
 	} else {
 		l.bound[s.Local] = struct{}{}
@@ -244,7 +262,7 @@ func (t *tally) addListener(s *tcptable.Socket) {
 // in. A listener takes connections of its own table only.
 func (t *tally) directionOf(s *tcptable.Socket) direction {
 	l := &t.listeners[s.Table]
-	port := s.Local.Port()
+	port := s.Local.Port
 	switch {
 	case s.State == tcptable.SynRecv:
 		return inbound
@@ -269,10 +287,10 @@ func (t *tally) listenerPort(port uint16) *listenerPort {
 }
 
 // holdPort notes that a row holds a port of the pool.
-func (t *tally) holdPort(local netip.AddrPort) {
-	t.usedPorts.add(local.Port())
-	if ports := t.localPorts(local.Addr()); ports != nil {
-		ports.add(local.Port())
+func (t *tally) holdPort(local tcptable.Endpoint) {
+	t.usedPorts.add(local.Port)
+	if ports := t.localPorts(local.Addr); ports != nil {
+		ports.add(local.Port)
 	} else {
 		t.missedPorts++
 	}
@@ -280,7 +298,7 @@ func (t *tally) holdPort(local netip.AddrPort) {
 
 // localPorts returns the set of ports of a local address, nil when it is one too
 // many.
-func (t *tally) localPorts(local netip.Addr) *portSet {
+func (t *tally) localPorts(local tcptable.Addr) *portSet {
 	if t.lastPorts != nil && t.lastLocal == local {
 		return t.lastPorts
 	}
@@ -302,24 +320,25 @@ func (t *tally) localPorts(local netip.Addr) *portSet {
 }
 
 // remoteKey returns the address, or the block it is counted under.
-func (t *tally) remoteKey(remote netip.Addr) address {
-	if bits := t.prefix[familyOf(remote)]; bits < remote.BitLen() {
-		block, _ := remote.Prefix(bits) // fails only when there are more bits than BitLen
-		remote = block.Addr()
+func (t *tally) remoteKey(remote tcptable.Addr) tcptable.Addr {
+	if t.wholeRemotes {
+		return remote
 	}
-	return remote.As16()
+	ip := remote.IP()
+	block, _ := ip.Prefix(t.prefix[familyOf(remote)]) // fails only with more bits than the address has
+	return block.Addr().As16()
 }
 
 // remoteName returns the label of a key that remoteKey made.
-func (t *tally) remoteName(key address) string {
-	remote := key.unmap()
-	if bits := t.prefix[familyOf(remote)]; bits < remote.BitLen() {
-		return netip.PrefixFrom(remote, bits).String()
+func (t *tally) remoteName(key tcptable.Addr) string {
+	ip := key.IP()
+	if bits := t.prefix[familyOf(key)]; bits < ip.BitLen() {
+		return netip.PrefixFrom(ip, bits).String()
 	}
-	return remote.String()
+	return ip.String()
 }
 
-func familyOf(addr netip.Addr) family {
+func familyOf(addr tcptable.Addr) family {
 	if addr.Is4() {
 		return ipv4
 	}

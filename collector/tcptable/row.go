@@ -6,19 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"net/netip"
 	"time"
 )
 
-// Columns of a row, counted from the blank behind the remote port on. Up to
-// retrnsmt all widths are fixed.
+// Columns of a row, counted from the blank behind the remote port on. Up to the
+// one behind retrnsmt all widths are fixed, those behind it are least widths.
 const (
 	atState    = 1
 	atQueues   = 4
 	atTimer    = 22
 	atWhen     = 25
 	atRetrnsmt = 34
-	atOwner    = 42
+	atUID      = 43
+	atTimeout  = 49
+	atInode    = 58
 )
 
 const (
@@ -47,45 +48,56 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 		digits = 32
 	}
 	width := len("::0000 0000") + 2*digits // of the two ends
-	colon := bytes.IndexByte(row, ':')
-	if colon < 0 || len(row) < colon+2+width+atOwner {
-		return nil, errors.New("too short, or no colon")
+	colon := 0
+	for colon < len(row) && row[colon] != ':' {
+		colon++
 	}
-	ends, rest := row[colon+2:colon+2+width], row[colon+2+width:]
+	if len(row) <= colon+2+width+atInode {
+		return nil, errors.New("too short, or without a colon")
+	}
+	ends, c := row[colon+2:colon+2+width], (*[atInode]byte)(row[colon+2+width:])
 	if row[colon+1] != ' ' || ends[digits] != ':' || ends[digits+5] != ' ' || ends[2*digits+6] != ':' ||
-		rest[0] != ' ' || rest[atState+2] != ' ' || rest[atQueues+8] != ':' || rest[atTimer-1] != ' ' ||
-		rest[atTimer+2] != ':' || rest[atRetrnsmt-1] != ' ' || rest[atOwner] != ' ' {
+		c[0] != ' ' || c[atState+2] != ' ' || c[atQueues+8] != ':' || c[atTimer-1] != ' ' ||
+		c[atTimer+2] != ':' || c[atRetrnsmt-1] != ' ' || c[atUID-1] != ' ' {
 		return nil, errors.New("its columns are not where they should be")
 	}
 
-	local, ok1 := parseAddr(ends[:digits], bigEndian)
-	remote, ok2 := parseAddr(ends[digits+6:2*digits+6], bigEndian)
-	ports, ok3 := parseHex(uint64(binary.LittleEndian.Uint32(ends[digits+1:])) |
+	bad := parseAddr(ends[:digits], bigEndian, &s.Local.Addr)
+	bad |= parseAddr(ends[digits+6:2*digits+6], bigEndian, &s.Remote.Addr)
+	ports, no := parseHex(uint64(binary.LittleEndian.Uint32(ends[digits+1:])) |
 		uint64(binary.LittleEndian.Uint32(ends[2*digits+7:]))<<32)
-	small, ok4 := parseHex(zeros>>32 | uint64(binary.LittleEndian.Uint16(rest[atState:]))<<32 |
-		uint64(binary.LittleEndian.Uint16(rest[atTimer:]))<<48)
-	when, ok5 := parseHex(binary.LittleEndian.Uint64(rest[atWhen:]))
+	bad |= no
+	small, no := parseHex(zeros>>32 | uint64(binary.LittleEndian.Uint16(c[atState:]))<<32 |
+		uint64(binary.LittleEndian.Uint16(c[atTimer:]))<<48)
+	bad |= no
+	when, no := parseHex(binary.LittleEndian.Uint64(c[atWhen:]))
+	bad |= no
 	s.TxQueue, s.RxQueue = 0, 0
-	if string(rest[atQueues:atQueues+len(noQueues)]) != noQueues {
-		var ok bool
-		s.TxQueue, ok = parseHex(binary.LittleEndian.Uint64(rest[atQueues:]))
-		ok1 = ok1 && ok
-		s.RxQueue, ok = parseHex(binary.LittleEndian.Uint64(rest[atQueues+9:]))
-		ok1 = ok1 && ok
+	if string(c[atQueues:atQueues+len(noQueues)]) != noQueues {
+		s.TxQueue, no = parseHex(binary.LittleEndian.Uint64(c[atQueues:]))
+		bad |= no
+		s.RxQueue, no = parseHex(binary.LittleEndian.Uint64(c[atQueues+9:]))
+		bad |= no
 	}
-	if !(ok1 && ok2 && ok3 && ok4 && ok5) {
+	if bad != 0 {
 		return nil, errors.New("not a hexadecimal number where one should be")
 	}
-	_, rest, ok1 = cutDecimal(rest[atOwner:]) // uid
-	_, rest, ok2 = cutDecimal(rest)           // timeout
-	s.Inode, rest, ok3 = cutDecimal(rest)
-	if !(ok1 && ok2 && ok3) {
+
+	rest := row[colon+2+width+atUID-1:]
+	if c[atTimeout-1] == ' ' && c[atInode-1] == ' ' {
+		rest = rest[atInode-atUID:] // as wide as they nearly always are
+	} else {
+		_, rest, _ = cutDecimal(rest) // uid
+		_, rest, _ = cutDecimal(rest) // timeout
+	}
+	inode, rest, ok := cutDecimal(rest)
+	if !ok {
 		return nil, errors.New("no uid, timeout and inode")
 	}
 
+	s.Inode = inode
 	s.Table = t
-	s.Local = netip.AddrPortFrom(local, uint16(ports>>16))
-	s.Remote = netip.AddrPortFrom(remote, uint16(ports))
+	s.Local.Port, s.Remote.Port = uint16(ports>>16), uint16(ports)
 	state, timer := small>>8, small&0xff
 	switch {
 	case state == newSynRecv:
@@ -108,44 +120,43 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 	return ends, nil
 }
 
-// parseAddr reads an address of 8 or 32 digits. The kernel prints each 32-bit
-// word of it, which is in network order, as a number in the host's order.
-func parseAddr(digits []byte, bigEndian bool) (addr netip.Addr, ok bool) {
-	var b [16]byte
-	ok = true
-	for i := 0; i < len(digits)/2; i += 4 {
-		word, good := parseHex(binary.LittleEndian.Uint64(digits[2*i:]))
+// parseAddr reads an address of 8 or 32 digits; what is not 0 in bad is not as it
+// should be. The kernel prints each 32-bit word of the address, which is in network
+// order, as a number in the host's order.
+func parseAddr(digits []byte, bigEndian bool, addr *Addr) (bad uint64) {
+	*addr = Addr{10: 0xff, 11: 0xff}
+	for to := addr[16-len(digits)/2:]; len(to) >= 4; to = to[4:] {
+		word, no := parseHex(binary.LittleEndian.Uint64(digits))
 		if !bigEndian {
 			word = bits.ReverseBytes32(word)
 		}
-		binary.BigEndian.PutUint32(b[i:], word)
-		ok = ok && good
+		binary.BigEndian.PutUint32(to, word)
+		bad |= no
+		digits = digits[8:]
 	}
-	if len(digits) == 8 {
-		return netip.AddrFrom4([4]byte(b[:4])), ok
-	}
-	return netip.AddrFrom16(b).Unmap(), ok
+	return bad
 }
 
 // zeros is the number 0 as parseHex takes it.
 const zeros = 0x3030303030303030
 
 // parseHex returns the value of eight digits, the first in the lowest byte, as
-// the kernel prints them: in upper case. It works on all eight at once.
-func parseHex(eight uint64) (v uint32, ok bool) {
+// the kernel prints them: in upper case. It works on all eight at once. Each byte
+// that is no such digit leaves a bit in bad.
+func parseHex(eight uint64) (v uint32, bad uint64) {
 	const ones = 0x0101010101010101
 	letters := eight >> 6 & ones // '0' is 0x30, 'A' is 0x41
 	nibbles := eight&(0x0f*ones) + 9*letters
 	overNine := (nibbles + 6*ones) >> 4 & ones
-	ok = nibbles+0x30*ones+7*letters == eight && overNine == letters && nibbles&(0xf0*ones) == 0
+	bad = nibbles + 0x30*ones + 7*letters ^ eight | overNine ^ letters | nibbles&(0xf0*ones)
 
 	// Neighbours are joined: nibbles to bytes, bytes to 16 bits, those to 32.
 	nibbles = (nibbles<<4 | nibbles>>8) & 0x00ff00ff00ff00ff
 	nibbles = (nibbles<<8 | nibbles>>16) & 0x0000ffff0000ffff
-	return uint32(nibbles<<16 | nibbles>>32), ok
+	return uint32(nibbles<<16 | nibbles>>32), bad
 }
 
-// cutDecimal reads a number that blanks stand before.
+// cutDecimal reads a number that blanks stand before and behind.
 func cutDecimal(text []byte) (v uint64, rest []byte, ok bool) {
 	i := 0
 	for i < len(text) && text[i] == ' ' {
@@ -156,7 +167,7 @@ func cutDecimal(text []byte) (v uint64, rest []byte, ok bool) {
 		v = v*10 + uint64(text[i]-'0')
 		i++
 	}
-	return v, text[i:], start > 0 && i > start && (i == len(text) || text[i] == ' ')
+	return v, text[i:], i > start && i < len(text) && text[i] == ' '
 }
 
 // isRequest reports whether the columns behind the inode end with the pointer,
