@@ -5,6 +5,7 @@ package collector
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/go-kit/log"
@@ -14,11 +15,21 @@ import (
 	"timewait_exporter/collector/tcptable"
 )
 
+// The ways to read the socket table.
+const (
+	SourceProcfs  = "procfs"
+	SourceNetlink = "netlink"
+	// SourceAuto is netlink as long as it works, else procfs.
+	SourceAuto = "auto"
+)
+
 // Config says what to read and how much of it to name.
 type Config struct {
 	// ProcRoot is where the proc file system is mounted.
 	ProcRoot  string
 	Namespace Namespace
+	// Source is one of the constants above.
+	Source string
 	// Remotes, Destinations and Listeners are how many of each get series of
 	// their own. With 0 remotes no remote address is named.
 	Remotes, Destinations, Listeners int
@@ -27,34 +38,49 @@ type Config struct {
 	RemotePrefixIPv4, RemotePrefixIPv6 int
 }
 
-// locals is how many local IPs get series of their own.
-const locals = 20
+const (
+	// locals is how many local IPs get series of their own.
+	locals = 20
+	// probeTimeout bounds the try at start whether sock_diag works.
+	probeTimeout = 2 * time.Second
+	// netlinkPause is how long SourceAuto reads procfs after netlink has failed.
+	netlinkPause = time.Minute
+)
 
 // Collector reads the kernel on every scrape. Scrapes may come at the same time:
 // they share one read.
 type Collector struct {
 	cfg    Config
 	logger log.Logger
-	source tcptable.Source
-	tally  *tally // belongs to the call that sockets has under way
 
-	ports   flight[*pool]
-	kernel  flight[samples]
-	sockets flight[samples]
+	ports     flight[*pool]
+	kernel    flight[samples]
+	listeners flight[backlogs]
+	sockets   flight[samples]
+
+	// diag is nil where sock_diag does not work or shows another namespace; it
+	// belongs to the call that listeners has under way.
+	diag *tcptable.SockDiag
+	// What belongs to the call that sockets has under way.
+	tally        *tally
+	procfs       tcptable.Source
+	netlink      tcptable.Source // nil if it is not to be used
+	netlinkAfter time.Time
 
 	rows, malformed *prometheus.CounterVec
 }
 
-// New returns the Collector of a network namespace. It reads nothing yet.
-func New(cfg Config, logger log.Logger) *Collector {
+// New returns the Collector of a network namespace. It asks the kernel whether
+// sock_diag works, and fails if it does not and is the only source wanted.
+func New(cfg Config, logger log.Logger) (*Collector, error) {
 	counter := func(m *Metric) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.Name, Help: m.Help}, m.Labels)
 	}
 	c := &Collector{
 		cfg:       cfg,
 		logger:    logger,
-		source:    tcptable.NewProcNet(cfg.Namespace.Dir),
 		tally:     newTally(cfg.RemotePrefixIPv4, cfg.RemotePrefixIPv6),
+		procfs:    tcptable.NewProcNet(cfg.Namespace.Dir),
 		rows:      counter(rowsRead),
 		malformed: counter(malformedRows),
 	}
@@ -62,7 +88,36 @@ func New(cfg Config, logger log.Logger) *Collector {
 		c.rows.WithLabelValues(t.String())
 		c.malformed.WithLabelValues(t.String())
 	}
-	return c
+	if err := c.probe(); err != nil {
+		if cfg.Source == SourceNetlink {
+			return nil, err
+		}
+		level.Info(logger).Log("msg", "no limits of accept queues", "reason", err)
+	}
+	if c.diag != nil && cfg.Source != SourceProcfs {
+		c.netlink = tcptable.NewSockDiag()
+	}
+	source := SourceProcfs
+	if c.netlink != nil {
+		source = SourceNetlink
+	}
+	level.Info(logger).Log("msg", "reading the socket table", "source", source, "wanted", cfg.Source)
+	return c, nil
+}
+
+// probe sets diag if sock_diag answers for the namespace.
+func (c *Collector) probe() error {
+	if !c.cfg.Namespace.Own {
+		return fmt.Errorf("sock_diag shows the network namespace of this process, and %s is of another one", c.cfg.Namespace.Dir)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	diag := tcptable.NewSockDiag()
+	if _, err := readBacklogs(ctx, diag); err != nil {
+		return err
+	}
+	c.diag = diag
+	return nil
 }
 
 // WithContext returns the Collector as a prometheus.Collector whose reads end
@@ -105,8 +160,16 @@ func (s scrape) Collect(ch chan<- prometheus.Metric) {
 	s.part(&out, "kernel", func() (samples, error) {
 		return s.Collector.kernel.do(s.ctx, kernel{s.cfg.ProcRoot, ns}.read)
 	})
+	var limits backlogs
+	if s.diag != nil {
+		s.part(&out, "listeners", func() (samples, error) {
+			var err error
+			limits, err = s.listeners.do(s.ctx, func(ctx context.Context) (backlogs, error) { return readBacklogs(ctx, s.diag) })
+			return nil, err
+		})
+	}
 	s.part(&out, "sockets", func() (samples, error) {
-		return s.sockets.do(s.ctx, func(ctx context.Context) (samples, error) { return s.walk(ctx, pool) })
+		return s.sockets.do(s.ctx, func(ctx context.Context) (samples, error) { return s.walk(ctx, pool, limits) })
 	})
 	for _, m := range out {
 		ch <- m
@@ -133,10 +196,56 @@ func (c *Collector) readPool(context.Context) (*pool, error) {
 	return readPool(c.cfg.ProcRoot)
 }
 
-// walk reads the socket table once and counts it. Half a table would look like a
-// quiet machine, so an error leaves nothing of it; a torn last row does not hide
-// others.
-func (c *Collector) walk(ctx context.Context, p *pool) (samples, error) {
+// readBacklogs returns the longest accept queue of every listener.
+func readBacklogs(ctx context.Context, diag *tcptable.SockDiag) (backlogs, error) {
+	limits := make(backlogs)
+	for s, err := range diag.Listeners(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		limits[s.Local] += uint64(s.Backlog)
+	}
+	return limits, nil
+}
+
+// walk reads the socket table and counts it. A netlink that fails is tried once
+// more before the walk fails or, with SourceAuto, procfs is read instead.
+func (c *Collector) walk(ctx context.Context, p *pool, limits backlogs) (samples, error) {
+	type try struct {
+		name   string
+		source tcptable.Source
+	}
+	tries := []try{{SourceProcfs, c.procfs}}
+	if c.netlink != nil && time.Now().After(c.netlinkAfter) {
+		tries = []try{{SourceNetlink, c.netlink}, {SourceNetlink, c.netlink}}
+		if c.cfg.Source == SourceAuto {
+			tries = append(tries, try{SourceProcfs, c.procfs})
+		}
+	}
+	for i, t := range tries {
+		err := c.count(ctx, t.source, p)
+		if err == nil {
+			var out samples
+			out.add(sourceInfo, 1, c.cfg.Namespace.Name, t.name)
+			return append(out, c.tally.samples(c.cfg.Namespace.Name, exported{
+				remotes: c.cfg.Remotes, destinations: c.cfg.Destinations, listeners: c.cfg.Listeners, locals: locals,
+			}, limits)...), nil
+		}
+		if i == len(tries)-1 || ctx.Err() != nil {
+			return nil, err
+		}
+		next := tries[i+1].name
+		level.Warn(c.logger).Log("msg", "reading the socket table failed, trying again", "source", t.name, "next", next, "err", err)
+		if next != t.name {
+			c.netlinkAfter = time.Now().Add(netlinkPause)
+		}
+	}
+	return nil, errors.New("no source")
+}
+
+// count walks the table once. Half of it would look like a quiet machine, so an
+// error leaves nothing; a torn last row does not hide others.
+func (c *Collector) count(ctx context.Context, source tcptable.Source, p *pool) error {
 	t := c.tally
 	t.reset(p)
 	defer func() {
@@ -144,23 +253,21 @@ func (c *Collector) walk(ctx context.Context, p *pool) (samples, error) {
 			c.rows.WithLabelValues(tcptable.Table(table).String()).Add(float64(rows))
 		}
 	}()
-	for s, err := range c.source.Sockets(ctx) {
+	for s, err := range source.Sockets(ctx) {
 		if err == nil {
 			t.add(&s)
 			continue
 		}
 		row, ok := errors.AsType[*tcptable.RowError](err)
 		if !ok {
-			return nil, err
+			return err
 		}
 		c.malformed.WithLabelValues(row.Table.String()).Inc()
 		if !row.Torn {
-			return nil, err
+			return err
 		}
 		level.Warn(c.logger).Log("msg", "the last row is left out", "err", err)
 	}
 	t.finish()
-	return t.samples(c.cfg.Namespace.Name, exported{
-		remotes: c.cfg.Remotes, destinations: c.cfg.Destinations, listeners: c.cfg.Listeners, locals: locals,
-	}), nil
+	return nil
 }

@@ -57,7 +57,7 @@ func newCounts[K comparable](limit int) *counts[K] {
 }
 
 // add counts so many rows.
-func (c *counts[K]) add(key K, label uint8, rows uint32) {
+func (c *counts[K]) add(key *K, label uint8, rows uint32) {
 	e := c.entry(key)
 	e.rows += rows
 	i := e.cells
@@ -73,8 +73,8 @@ func (c *counts[K]) add(key K, label uint8, rows uint32) {
 }
 
 // entry returns the entry of key, a new one if it has none.
-func (c *counts[K]) entry(key K) *entry[K] {
-	hash := uint32(maphash.Comparable(c.seed, key))
+func (c *counts[K]) entry(key *K) *entry[K] {
+	hash := uint32(maphash.Comparable(c.seed, *key))
 	slot := c.find(key, hash)
 	if n := c.slots[slot]; n != 0 {
 		return &c.entries[n-1]
@@ -89,17 +89,17 @@ func (c *counts[K]) entry(key K) *entry[K] {
 	if c.seen != nil {
 		c.seen.add(hash)
 	}
-	c.entries = append(c.entries, entry[K]{key: key, hash: hash, late: c.shortfall})
+	c.entries = append(c.entries, entry[K]{key: *key, hash: hash, late: c.shortfall})
 	c.slots[slot] = uint32(len(c.entries))
 	return &c.entries[len(c.entries)-1]
 }
 
 // find returns the slot of key, or the free one where it belongs.
-func (c *counts[K]) find(key K, hash uint32) uint32 {
+func (c *counts[K]) find(key *K, hash uint32) uint32 {
 	mask := uint32(len(c.slots) - 1)
 	for slot := hash & mask; ; slot = (slot + 1) & mask {
 		n := c.slots[slot]
-		if n == 0 || c.entries[n-1].hash == hash && c.entries[n-1].key == key {
+		if n == 0 || c.entries[n-1].hash == hash && c.entries[n-1].key == *key {
 			return slot
 		}
 	}
@@ -176,8 +176,8 @@ func (c *counts[K]) labels(e *entry[K]) iter.Seq2[uint8, uint32] {
 }
 
 // lookup returns the entry of key, nil if it has none.
-func (c *counts[K]) lookup(key K) *entry[K] {
-	if n := c.slots[c.find(key, uint32(maphash.Comparable(c.seed, key)))]; n != 0 {
+func (c *counts[K]) lookup(key *K) *entry[K] {
+	if n := c.slots[c.find(key, uint32(maphash.Comparable(c.seed, *key)))]; n != 0 {
 		return &c.entries[n-1]
 	}
 	return nil

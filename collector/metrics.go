@@ -68,7 +68,7 @@ var (
 		"Ports of the pool held toward a destination, by state, for the destinations with most of the pool gone. Only what is not zero.",
 		"netns", "local_ip", "remote_ip", "remote_port", "state")
 	destinationUtilisation = newMetric("tcp_destination_port_utilisation_ratio", "gauge", fromReuse,
-		"Share of the pool that connect() to this destination can't use: ports held toward it, less those in TIME_WAIT that may be reused, and ports of listeners.",
+		"Share of the pool that connect() to this destination can't use: ports held toward it, less those in TIME_WAIT that may be reused, and ports of listeners (with source netlink also of idle bound sockets).",
 		"netns", "local_ip", "remote_ip", "remote_port")
 	destinations = newMetric("tcp_destinations", "gauge", fromTable,
 		"Distinct destinations: local IP, remote IP and remote port of outbound connections.",
@@ -84,6 +84,9 @@ var (
 		"netns", "local_port", "state")
 	listenerAcceptQueue = newMetric("tcp_listener_accept_queue", "gauge", fromTable,
 		"Connections waiting for accept() on a listener.",
+		"netns", "local_ip", "local_port")
+	listenerAcceptQueueLimit = newMetric("tcp_listener_accept_queue_limit", "gauge", "sock_diag, LISTEN sockets only",
+		"Longest accept queue of a listener; it is full when tcp_listener_accept_queue is more than that. Absent where the kernel has no sock_diag or another namespace is read.",
 		"netns", "local_ip", "local_port")
 	listenerUnaccepted = newMetric("tcp_listener_unaccepted_connections", "gauge", fromTable,
 		"Connections in ESTABLISHED or CLOSE_WAIT that the kernel has accepted and the program has not.",
@@ -158,6 +161,9 @@ var (
 	netnsInfo = newMetric("timewait_exporter_netns_info", "gauge", "",
 		"The network namespace that is read, the directory it is read from, and whether the net sysctls seen here belong to the same one (sysctls=\"same\") or not (\"other\": what needs them is left out). Always 1.",
 		"netns", "path", "sysctls")
+	sourceInfo = newMetric("timewait_exporter_source_info", "gauge", "",
+		"What the socket table was read from in this scrape: source=\"procfs\" or \"netlink\". Always 1.",
+		"netns", "source")
 	collectorSuccess = newMetric("timewait_exporter_collector_success", "gauge", "",
 		"Whether a part of this scrape succeeded. Where it is 0 its metrics are absent and the log says why.",
 		"netns", "collector")
@@ -179,7 +185,7 @@ func Metrics() []*Metric {
 		connections, remoteConnections, remoteIPs, remoteTopShare,
 		ephemeralPorts, ephemeralPortsUsed, ephemeralLow, ephemeralHigh, ephemeralUtilisation,
 		destinationPortsUsed, destinationUtilisation, destinations, localPortsUsed, localUtilisation,
-		listenerConnections, listenerAcceptQueue, listenerUnaccepted,
+		listenerConnections, listenerAcceptQueue, listenerAcceptQueueLimit, listenerUnaccepted,
 		queueBytes, orphanConnections, timeWaitRemaining,
 
 		timeWaitSockets, timeWaitLimit, timeWaitReuseMode, timeWaitRecycle, finTimeout,
@@ -188,7 +194,7 @@ func Metrics() []*Metric {
 		listenOverflows, listenDrops, synCookiesSent, aborts, listenBacklogLimit, synBacklogLimit,
 		orphans, orphanLimit, memory, memoryLimit, fileHandles, fileHandlesLimit,
 
-		netnsInfo, collectorSuccess, collectorDuration, undercountMax, rowsRead, malformedRows,
+		netnsInfo, sourceInfo, collectorSuccess, collectorDuration, undercountMax, rowsRead, malformedRows,
 	}
 }
 
@@ -211,12 +217,16 @@ type exported struct {
 
 const other = "other"
 
+// backlogs are the longest accept queues of listeners; of several on one address
+// and port (SO_REUSEPORT) the sum, as their queues are.
+type backlogs map[tcptable.Endpoint]uint64
+
 // samples turns the counts into metrics of a network namespace.
-func (t *tally) samples(netns string, n exported) samples {
+func (t *tally) samples(netns string, n exported, limits backlogs) samples {
 	var out samples
 	t.addConnections(&out, netns)
 	t.addRemotes(&out, netns, n.remotes)
-	t.addListeners(&out, netns, n.listeners)
+	t.addListeners(&out, netns, n.listeners, limits)
 	t.addTimeWait(&out, netns)
 	out.add(destinations, t.destinations.distinct(), netns)
 	if t.pool != nil {
@@ -286,7 +296,7 @@ func (t *tally) allRemotes() iter.Seq[remote] {
 				e := &t.remotes[d].entries[i]
 				r := remote{key: e.key, rows: uint64(e.rows)}
 				r.entries[d] = e
-				if opposite := t.remotes[1-d].lookup(e.key); opposite != nil {
+				if opposite := t.remotes[1-d].lookup(&e.key); opposite != nil {
 					if d == outbound {
 						continue // seen as inbound
 					}
@@ -359,7 +369,7 @@ func (t *tally) addTopShare(out *samples, netns string, totals *[numDirections][
 	}
 }
 
-func (t *tally) addListeners(out *samples, netns string, n int) {
+func (t *tally) addListeners(out *samples, netns string, n int, backlogs backlogs) {
 	all := func(yield func(uint16) bool) {
 		for port := range t.listenerPorts {
 			if !yield(port) {
@@ -393,7 +403,11 @@ func (t *tally) addListeners(out *samples, netns string, n int) {
 		return cmp.Or(cmp.Compare(t.acceptQueues[b], t.acceptQueues[a]), cmp.Compare(a.Port, b.Port), slices.Compare(a.Addr[:], b.Addr[:]))
 	})
 	for _, l := range queues {
-		out.add(listenerAcceptQueue, float64(t.acceptQueues[l]), netns, l.Addr.IP().String(), strconv.Itoa(int(l.Port)))
+		labels := []string{netns, l.Addr.IP().String(), strconv.Itoa(int(l.Port))}
+		out.add(listenerAcceptQueue, float64(t.acceptQueues[l]), labels...)
+		if limit, ok := backlogs[l]; ok {
+			out.add(listenerAcceptQueueLimit, float64(limit), labels...)
+		}
 	}
 }
 
@@ -441,23 +455,23 @@ func compareDestinations(a, b heldDestination) int {
 
 func (t *tally) addPool(out *samples, netns string, n exported) {
 	out.add(ephemeralPorts, float64(t.pool.size), netns)
-	out.add(ephemeralPortsUsed, float64(t.usedPorts.len()), netns)
+	out.add(ephemeralPortsUsed, float64(t.usedPorts().len()), netns)
 	out.add(ephemeralLow, float64(t.pool.low), netns)
 	out.add(ephemeralHigh, float64(t.pool.high), netns)
 
 	// A port is counted toward a destination or as a listener's, never as both:
 	// the labels keep them apart. A destination nobody talks to yet still lacks
 	// the listeners' ports.
-	listening := uint64(t.listenPorts.len())
+	heldForAll := uint64(t.heldPorts.len())
 	var worst uint64
 	for _, d := range largest(t.allDestinations(), max(n.destinations, 1), compareDestinations) {
 		worst = max(worst, d.blocked)
 		if n.destinations == 0 {
 			break
 		}
-		t.addDestination(out, netns, d, listening)
+		t.addDestination(out, netns, d, heldForAll)
 	}
-	out.add(ephemeralUtilisation, t.utilisation(worst+listening), netns, "connect")
+	out.add(ephemeralUtilisation, t.utilisation(worst+heldForAll), netns, "connect")
 
 	var shared portSet // of sockets on all addresses
 	type local struct {
@@ -470,9 +484,7 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 			locals = append(locals, local{addr: ip})
 			continue
 		}
-		for i, word := range ports {
-			shared[i] |= word
-		}
+		shared.addAll(ports)
 	}
 	for i := range locals {
 		locals[i].used = t.locals[locals[i].addr.As16()].unionLen(&shared)
@@ -488,7 +500,7 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 	out.add(ephemeralUtilisation, t.utilisation(uint64(most)), netns, "bind")
 }
 
-func (t *tally) addDestination(out *samples, netns string, d heldDestination, listening uint64) {
+func (t *tally) addDestination(out *samples, netns string, d heldDestination, heldForAll uint64) {
 	labels := []string{netns, d.key.local.IP().String(), d.key.remote.IP().String(), strconv.Itoa(int(d.key.port))}
 	var held [tcptable.NumStates]uint64
 	for label, rows := range t.destinations.labels(d.entry) {
@@ -501,7 +513,7 @@ func (t *tally) addDestination(out *samples, netns string, d heldDestination, li
 			out.add(destinationPortsUsed, float64(ports), append(labels, tcptable.State(s).String())...)
 		}
 	}
-	out.add(destinationUtilisation, t.utilisation(d.blocked+listening), labels...)
+	out.add(destinationUtilisation, t.utilisation(d.blocked+heldForAll), labels...)
 }
 
 // utilisation returns the share of the pool that so many ports are. Of an empty

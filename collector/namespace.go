@@ -23,6 +23,8 @@ type Namespace struct {
 	Name string
 	// Dir is its net directory.
 	Dir string
+	// Own is whether it is the namespace of this process.
+	Own bool
 	// OwnSysctls is whether the net sysctls this process sees are those of the
 	// namespace. The kernel shows a process the sysctls of its own namespace,
 	// whichever mount of proc it looks at (net/sysctl_net.c).
@@ -39,7 +41,7 @@ func FindNamespace(root string) (Namespace, error) {
 	self := filepath.Join(root, "self/net")
 	first := filepath.Join(root, "1/net")
 	if filepath.Clean(root) == defaultProc {
-		ns := Namespace{Name: "self", Dir: self, OwnSysctls: true}
+		ns := Namespace{Name: "self", Dir: self, Own: true, OwnSysctls: true}
 		if _, err := os.Stat(self); err != nil {
 			return Namespace{}, err
 		}
@@ -56,10 +58,8 @@ func FindNamespace(root string) (Namespace, error) {
 	_, err = os.Stat(first)
 	switch {
 	case err == nil:
-		return Namespace{
-			Name: "host", Dir: first,
-			OwnSysctls: !mounted || sameNamespace(first, filepath.Join(defaultProc, "self/net")),
-		}, nil
+		own := mounted && sameNamespace(first, filepath.Join(defaultProc, "self/net"))
+		return Namespace{Name: "host", Dir: first, Own: own, OwnSysctls: own || !mounted}, nil
 	case mounted:
 		return Namespace{}, fmt.Errorf("%w: %s is a proc file system whose PID 1 can't be seen (hidepid?), and its net directory is this process's own", err, root)
 	case !errors.Is(err, fs.ErrNotExist):

@@ -22,7 +22,12 @@ type portSet [1 << 16 / 64]uint64
 
 func (s *portSet) add(port uint16)      { s[port/64] |= 1 << (port % 64) }
 func (s *portSet) has(port uint16) bool { return s[port/64]&(1<<(port%64)) != 0 }
-func (s *portSet) remove(port uint16)   { s[port/64] &^= 1 << (port % 64) }
+
+func (s *portSet) addAll(other *portSet) {
+	for i, word := range other {
+		s[i] |= word
+	}
+}
 
 func (s *portSet) len() int {
 	n := 0

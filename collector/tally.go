@@ -58,10 +58,10 @@ type destination struct {
 // these bits. Only a row with none of them keeps connect away from a port of the
 // pool that is otherwise free.
 const (
-	stateBits = 0x0f
-	unpooled  = 0x10 // the local port is not in the pool
-	listened  = 0x20 // a listener holds the local port too
-	reusable  = 0x40 // connect may take the port over
+	stateBits  = 0x0f
+	unpooled   = 0x10 // the local port is not in the pool
+	heldForAll = 0x20 // a listener, or an idle socket, holds the local port too
+	reusable   = 0x40 // connect may take the port over
 )
 
 // tally counts the rows of one walk. It holds no row. It is not for concurrent
@@ -85,9 +85,9 @@ type tally struct {
 	listenerPorts map[uint16]*listenerPort
 	acceptQueues  map[tcptable.Endpoint]uint64
 
-	usedPorts   portSet // of the pool, by any row
-	listenPorts portSet // of the pool, by a LISTEN row
+	heldPorts   portSet // of the pool, held whatever the destination: by LISTEN and Bound rows
 	locals      map[tcptable.Addr]*portSet
+	otherPorts  portSet       // of all further local addresses
 	lastLocal   tcptable.Addr // a key of locals, and its value: neighbours share it
 	lastPorts   *portSet
 	missedPorts uint64 // rows left out of locals
@@ -174,11 +174,15 @@ func (t *tally) reset(p *pool) {
 	}
 }
 
-// add counts a row. All LISTEN rows have to come before the others, and finish
-// after the last.
+// add counts a row. LISTEN and Bound rows have to come before the others, and
+// finish after the last.
 func (t *tally) add(s *tcptable.Socket) {
 	t.rows[s.Table]++
 	family := familyOf(s.Local.Addr)
+	if s.Kind == tcptable.Bound {
+		t.holdForAll(s.Local)
+		return
+	}
 	if s.State == tcptable.Listen {
 		t.connections[family][inbound][tcptable.Listen]++
 		t.addListener(s)
@@ -201,10 +205,11 @@ func (t *tally) add(s *tcptable.Socket) {
 
 	pooled := t.pool != nil && t.pool.ports.has(s.Local.Port)
 	if pooled {
-		t.holdPort(s.Local)
+		t.holdPort(&s.Local)
 	}
 	if dir == inbound {
-		t.remotes[inbound].add(t.remoteKey(s.Remote.Addr), uint8(s.State), 1)
+		remote := t.remoteKey(s.Remote.Addr)
+		t.remotes[inbound].add(&remote, uint8(s.State), 1)
 		l := t.listenerPort(s.Local.Port)
 		l.states[s.State]++
 		l.rows++
@@ -217,12 +222,13 @@ func (t *tally) add(s *tcptable.Socket) {
 	switch {
 	case !pooled:
 		label |= unpooled
-	case t.listenPorts.has(s.Local.Port):
-		label |= listened
+	case t.heldPorts.has(s.Local.Port):
+		label |= heldForAll
 	case t.pool.reusable(s):
 		label |= reusable
 	}
-	t.destinations.add(destination{s.Local.Addr, s.Remote.Addr, s.Remote.Port}, label, 1)
+	to := destination{s.Local.Addr, s.Remote.Addr, s.Remote.Port}
+	t.destinations.add(&to, label, 1)
 }
 
 // finish ends the walk.
@@ -237,7 +243,7 @@ func (t *tally) finish() {
 func (t *tally) addRemote(e *entry[destination]) {
 	key := t.remoteKey(e.key.remote)
 	for label, rows := range t.destinations.labels(e) {
-		t.remotes[outbound].add(key, label&stateBits, rows)
+		t.remotes[outbound].add(&key, label&stateBits, rows)
 	}
 }
 
@@ -252,9 +258,14 @@ func (t *tally) addListener(s *tcptable.Socket) {
 	}
 	t.listenerPort(port)
 	t.acceptQueues[s.Local] += uint64(s.RxQueue)
-	if t.pool != nil && t.pool.ports.has(port) {
-		t.listenPorts.add(port)
-		t.holdPort(s.Local)
+	t.holdForAll(s.Local)
+}
+
+// holdForAll notes that connect can use the port for no destination.
+func (t *tally) holdForAll(local tcptable.Endpoint) {
+	if t.pool != nil && t.pool.ports.has(local.Port) {
+		t.heldPorts.add(local.Port)
+		t.holdPort(&local)
 	}
 }
 
@@ -287,36 +298,43 @@ func (t *tally) listenerPort(port uint16) *listenerPort {
 }
 
 // holdPort notes that a row holds a port of the pool.
-func (t *tally) holdPort(local tcptable.Endpoint) {
-	t.usedPorts.add(local.Port)
-	if ports := t.localPorts(local.Addr); ports != nil {
-		ports.add(local.Port)
-	} else {
+func (t *tally) holdPort(local *tcptable.Endpoint) {
+	if t.lastPorts == nil || t.lastLocal != local.Addr {
+		t.lastLocal, t.lastPorts = local.Addr, t.localPorts(local.Addr)
+	}
+	if t.lastPorts == &t.otherPorts {
 		t.missedPorts++
 	}
+	t.lastPorts.add(local.Port)
 }
 
-// localPorts returns the set of ports of a local address, nil when it is one too
-// many.
+// localPorts returns the set of ports of a local address, otherPorts when it is one
+// too many.
 func (t *tally) localPorts(local tcptable.Addr) *portSet {
-	if t.lastPorts != nil && t.lastLocal == local {
-		return t.lastPorts
-	}
 	ports := t.locals[local]
-	if ports == nil {
-		if len(t.locals) == maxLocals {
-			return nil
-		}
-		if n := len(t.spare); n > 0 {
-			ports, t.spare = t.spare[n-1], t.spare[:n-1]
-			*ports = portSet{}
-		} else {
-			ports = new(portSet)
-		}
-		t.locals[local] = ports
+	if ports != nil {
+		return ports
 	}
-	t.lastLocal, t.lastPorts = local, ports
+	if len(t.locals) == maxLocals {
+		return &t.otherPorts
+	}
+	if n := len(t.spare); n > 0 {
+		ports, t.spare = t.spare[n-1], t.spare[:n-1]
+		*ports = portSet{}
+	} else {
+		ports = new(portSet)
+	}
+	t.locals[local] = ports
 	return ports
+}
+
+// usedPorts returns the ports of the pool that any row holds.
+func (t *tally) usedPorts() *portSet {
+	used := t.otherPorts
+	for _, ports := range t.locals {
+		used.addAll(ports)
+	}
+	return &used
 }
 
 // remoteKey returns the address, or the block it is counted under.

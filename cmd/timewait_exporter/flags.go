@@ -53,6 +53,8 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 		Default("info").EnumVar(&cfg.logLevel, "debug", "info", "warn", "error")
 	app.Flag("log.format", "Output format of log messages. One of: [logfmt, json]").
 		Default("logfmt").EnumVar(&cfg.logFormat, "logfmt", "json")
+	app.Flag("collector.source", "What to read the socket table from. One of: [procfs, netlink, auto]; auto is netlink as long as it works, else procfs.").
+		Default(collector.SourceProcfs).EnumVar(&cfg.collector.Source, collector.SourceProcfs, collector.SourceNetlink, collector.SourceAuto)
 	app.Flag("collector.remotes", "Number of remote IPs with series of their own, those with most connections.").
 		Default("50").IntVar(&cfg.collector.Remotes)
 	app.Flag("collector.destinations", "Number of destinations with series of their own, those with most of the ephemeral ports gone.").
@@ -78,6 +80,9 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	var err error
 	if cfg.collector.Namespace, err = collector.FindNamespace(cfg.collector.ProcRoot); err != nil {
 		return nil, fmt.Errorf("--path.procfs: %w", err)
+	}
+	if cfg.collector.Source == collector.SourceNetlink && !cfg.collector.Namespace.Own {
+		return nil, fmt.Errorf("--collector.source: netlink shows the network namespace of this process, and --path.procfs=%s is of another one", cfg.collector.ProcRoot)
 	}
 	return cfg, nil
 }

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
 
+	"github.com/go-kit/log"
 	"github.com/go-kit/log/level"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -52,14 +54,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	s, err := newServer(cfg, registry, collector.New(cfg.collector, logger), logger)
-	if err == nil {
-		err = s.serve(ctx, cfg.web, toolkitLogger)
-	}
-	if err != nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := serve(ctx, cfg, registry, logger, toolkitLogger); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		level.Error(logger).Log("msg", "serving failed", "err", err)
 		return 1
 	}
 	level.Info(logger).Log("msg", "stopped")
 	return 0
+}
+
+func serve(ctx context.Context, cfg *config, registry *prometheus.Registry, logger log.Logger, toolkitLogger *slog.Logger) error {
+	c, err := collector.New(cfg.collector, logger)
+	if err != nil {
+		return err
+	}
+	s, err := newServer(cfg, registry, c, logger)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, cfg.web, toolkitLogger)
 }

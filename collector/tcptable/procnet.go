@@ -6,15 +6,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
-	"slices"
-
-	"github.com/prometheus/procfs"
+	"runtime"
 )
 
 // ProcNet is the Source that parses net/tcp and net/tcp6 of a proc file system.
@@ -74,7 +71,9 @@ func (p *ProcNet) open() ([]*tableReader, error) {
 	if err := tcp.open(); err != nil {
 		return nil, err
 	}
-	if p.tcp6Empty() {
+	// The walk of an empty table visits every hash bucket and, in them, every other
+	// socket of the machine.
+	if stat, err := readSockstat(p.dir); err == nil && stat.tcp6Empty() {
 		return []*tableReader{tcp}, nil
 	}
 	switch err := tcp6.open(); {
@@ -91,34 +90,6 @@ func (p *ProcNet) close() {
 	for t := range p.tables {
 		p.tables[t].close()
 	}
-}
-
-// tcp6Empty reports whether the kernel's own counts prove that tcp6 has no row:
-// no AF_INET6 socket, and no minisock of either family. A request socket needs a
-// listener, which would count. What can't be read proves nothing.
-//
-// An empty table is worth skipping: its walk visits every hash bucket and, in
-// them, every other socket of the machine.
-func (p *ProcNet) tcp6Empty() bool {
-	proc, err := procfs.NewFS(filepath.Dir(p.dir))
-	if err != nil {
-		return false
-	}
-	stat6, err := proc.NetSockstat6()
-	if err != nil {
-		return false
-	}
-	stat, err := proc.NetSockstat()
-	if err != nil {
-		return false
-	}
-	unused6 := slices.ContainsFunc(stat6.Protocols, func(s procfs.NetSockstatProtocol) bool {
-		return s.Protocol == "TCP6" && s.InUse == 0
-	})
-	noMinis := slices.ContainsFunc(stat.Protocols, func(s procfs.NetSockstatProtocol) bool {
-		return s.Protocol == "TCP" && s.TW != nil && *s.TW == 0
-	})
-	return unused6 && noMinis
 }
 
 // RowError is a row that is not as the kernel writes it.
@@ -151,8 +122,11 @@ func isTorn(err error) bool {
 // get_tcp6_sock in net/ipv6/tcp_ipv6.c).
 const maxRow = 256
 
-// recentRows is how many rows back a row listed twice is looked for.
-const recentRows = 256
+// readsPerTurn is after how many reads, of some 30 µs each, a walk yields to the
+// scheduler. A goroutine that does not for 10 ms is taken for a hog, and its
+// thread then made to wait at the end of one system call after the other, which
+// costs a walk a tenth of its time.
+const readsPerTurn = 64
 
 // tableReader walks one table. Its memory is used again in the next walk.
 type tableReader struct {
@@ -166,12 +140,9 @@ type tableReader struct {
 	start, end int  // buf[start:end] is read and not yet parsed
 	last       bool // no read is to follow
 	row        int
+	reads      int
 
-	// Rows listed a moment ago, by their hash; see listedBefore.
-	seed      maphash.Seed
-	recent    [recentRows]uint64
-	checking  bool // the next row may be one of them
-	repeating bool // a row of this read was one of them
+	recent *recentRows
 
 	socket Socket // the row next has read, while ok
 	ok     bool
@@ -187,8 +158,8 @@ func newTableReader(t Table, path string) tableReader {
 		pageSize:  pageSize,
 		// A read returns at most a page; what a row needs beside it is the part
 		// of it that the read before has left.
-		buf:  make([]byte, 2*pageSize),
-		seed: maphash.MakeSeed(),
+		buf:    make([]byte, 2*pageSize),
+		recent: newRecentRows(),
 	}
 }
 
@@ -200,7 +171,7 @@ func (r *tableReader) open() error {
 	}
 	r.file, r.start, r.end, r.last, r.row = f, 0, 0, false, -1
 	r.ok, r.err = false, nil
-	clear(r.recent[:])
+	r.recent.reset()
 	return nil
 }
 
@@ -241,7 +212,7 @@ func (r *tableReader) advance(ctx context.Context) bool {
 			r.err = r.rowError(line, err)
 			return false
 		}
-		if r.socket.State != Listen && r.listedBefore(ends) {
+		if r.socket.State != Listen && r.recent.seen(ends) {
 			continue
 		}
 		return true
@@ -306,31 +277,11 @@ func (r *tableReader) read(ctx context.Context) error {
 	}
 	r.end += n
 	r.last = n+maxRow <= r.pageSize
-	r.checking, r.repeating = true, false
-	return nil
-}
-
-// listedBefore reports whether the socket with these ends was listed a moment
-// ago, and remembers it.
-//
-// Between two reads the kernel keeps its place as a bucket and a number of
-// sockets in it, so a socket that came into the bucket meanwhile makes it list
-// the one before again: the first row of a read. And when the last read of a walk
-// was full, one more is needed to see the end, which lists as many of the last
-// rows again as sockets have come. A program that binds two sockets to one pair
-// of ends through different devices (VRF) has such rows for good; of these one is
-// lost if they lie on both sides of a read.
-func (r *tableReader) listedBefore(ends []byte) bool {
-	hash := maphash.Bytes(r.seed, ends)
-	if r.checking {
-		if slices.Contains(r.recent[:], hash) {
-			r.repeating = true
-			return true
-		}
-		r.checking = r.repeating
+	r.recent.nextRead()
+	if r.reads++; r.reads%readsPerTurn == 0 {
+		runtime.Gosched()
 	}
-	r.recent[r.row%recentRows] = hash
-	return false
+	return nil
 }
 
 func (r *tableReader) rowError(line []byte, err error) *RowError {

@@ -107,7 +107,7 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 	default:
 		s.State = State(state)
 	}
-	s.Kind, s.TimerLeft = Full, 0
+	s.Kind, s.TimerLeft, s.Backlog = Full, 0, 0
 	switch {
 	case timer == timerMini:
 		if s.State != TimeWait && s.State != FinWait2 {

@@ -67,6 +67,9 @@ const (
 	Mini
 	// Request is a struct request_sock: a half-open connection in SYN_RECV.
 	Request
+	// Bound is a struct tcp_sock that is bound and neither listens nor is
+	// connected, in state CLOSE. Only sock_diag lists those.
+	Bound
 )
 
 // Table is one of the two tables; a socket is in exactly one of them.
@@ -125,6 +128,9 @@ type Socket struct {
 	// TxQueue is what the peer has not acknowledged, in bytes. It is 0 in a
 	// LISTEN row.
 	TxQueue uint32
+	// Backlog is the longest accept queue of a LISTEN row; the queue is full when
+	// RxQueue is more than that. Only sock_diag tells it, else it is 0.
+	Backlog uint32
 	// TimerLeft is the time until a Mini goes away. It stays 0 for up to the
 	// last two seconds, because the kernel fires these timers late
 	// (kernel/time/timer.c). It is 0 for other kinds.
@@ -137,7 +143,8 @@ type Socket struct {
 // Source is a way to read the socket table of one network namespace.
 type Source interface {
 	// Sockets walks the table once. LISTEN rows of both tables come before all
-	// others, so that whoever counts knows every listener first. An error ends
+	// others, and rows of Kind Bound with them, so that whoever counts knows first
+	// which ports are held for all. An error ends
 	// the sequence, and what came before it is only a part of the table; but a
 	// *RowError with Torn set, of a last row that is cut off, does neither.
 	//

@@ -1,0 +1,348 @@
+package tcptable
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"runtime"
+	"time"
+
+	"github.com/mdlayher/socket"
+	"golang.org/x/sys/unix"
+)
+
+// SockDiag is the Source that asks the kernel's sock_diag over netlink
+// (man 7 sock_diag). It reads the network namespace the process is in when it is
+// first used, and needs no privilege.
+type SockDiag struct {
+	conn   *socket.Conn
+	buf    []byte
+	seq    uint32
+	split  bool // one dump for each family, because one for both does not work
+	recent *recentRows
+	socket Socket // the row under way
+}
+
+// NewSockDiag returns the Source. It opens no socket yet.
+func NewSockDiag() *SockDiag {
+	// The kernel fills datagrams of up to 32 KiB when the buffer takes them
+	// (netlink_recvmsg in net/netlink/af_netlink.c).
+	return &SockDiag{buf: make([]byte, 32<<10), recent: newRecentRows()}
+}
+
+// Close closes the socket. The next walk opens a new one.
+func (d *SockDiag) Close() error {
+	if d.conn == nil {
+		return nil
+	}
+	conn := d.conn
+	d.conn = nil
+	return conn.Close()
+}
+
+// Message types and states that golang.org/x/sys/unix does not name
+// (include/uapi/linux/inet_diag.h, include/net/tcp_states.h).
+const (
+	getSock       = 18 // TCPDIAG_GETSOCK, the request of before Linux 3.3
+	attrShutdown  = 8  // INET_DIAG_SHUTDOWN
+	boundInactive = 13 // TCP_BOUND_INACTIVE, since Linux 6.8
+
+	// ownNet is the net directory of the namespace sock_diag shows.
+	ownNet = "/proc/self/net"
+
+	listening = 1<<Listen | 1<<boundInactive
+	connected = 1<<newSynRecv - 1<<Established - 1<<Listen
+)
+
+// datagramsPerTurn is to a dump, whose reads take some 100 µs each, what
+// readsPerTurn is to a walk of /proc.
+const datagramsPerTurn = 16
+
+// dump is a request for the sockets of a family, 0 for both, in some states.
+type dump struct {
+	family uint8
+	states uint32
+}
+
+// errStopped ends a walk that nobody wants the rest of.
+var errStopped = errors.New("stopped")
+
+// Sockets implements Source. With the listeners it yields what /proc does not
+// list: sockets that are bound and idle, where the kernel lists those.
+func (d *SockDiag) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
+	return func(yield func(Socket, error) bool) {
+		err := d.walk(ctx, func(s *Socket) error {
+			if !yield(*s, nil) {
+				return errStopped
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStopped) {
+			yield(Socket{}, err)
+		}
+	}
+}
+
+// Listeners yields the LISTEN rows only, which costs next to nothing: the table of
+// connections is not walked.
+func (d *SockDiag) Listeners(ctx context.Context) iter.Seq2[Socket, error] {
+	return func(yield func(Socket, error) bool) {
+		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			err := d.read(ctx, dump{family, 1 << Listen}, func(s *Socket) error {
+				if !yield(*s, nil) {
+					return errStopped
+				}
+				return nil
+			})
+			if err != nil {
+				if !errors.Is(err, errStopped) {
+					yield(Socket{}, err)
+				}
+				return
+			}
+		}
+	}
+}
+
+// walk reads the whole table. The kernel dumps listeners first, and both families
+// at once only when asked in the old way; where it knows that no more, each family
+// costs a walk of its own.
+func (d *SockDiag) walk(ctx context.Context, row func(*Socket) error) error {
+	// To find idle sockets the kernel looks through all that hold a port, those in
+	// TIME_WAIT included, which adds a fifth to a dump.
+	listening := uint32(listening)
+	if stat, err := readSockstat(ownNet); err == nil && stat.allInTable() {
+		listening = 1 << Listen
+	}
+	if !d.split {
+		rows := 0
+		err := d.read(ctx, dump{unix.AF_UNSPEC, listening | connected}, func(s *Socket) error {
+			rows++
+			return row(s)
+		})
+		if err == nil || rows > 0 || ctx.Err() != nil {
+			return err
+		}
+	}
+	for _, q := range []dump{
+		{unix.AF_INET, listening}, {unix.AF_INET6, listening}, {unix.AF_INET, connected}, {unix.AF_INET6, connected},
+	} {
+		if err := d.read(ctx, q, row); err != nil {
+			return err
+		}
+	}
+	d.split = true
+	return nil
+}
+
+// read asks for one dump and calls row with each socket of it. After an error the
+// rest of the answer may still be on its way, so the socket is closed.
+func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (err error) {
+	defer func() {
+		if err != nil {
+			d.Close()
+			err = fmt.Errorf("sock_diag: %w", err)
+		}
+	}()
+	if d.conn == nil {
+		if d.conn, err = socket.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG, "netlink", nil); err != nil {
+			return err
+		}
+	}
+	deadline, _ := ctx.Deadline()
+	if err := d.conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	d.seq++
+	request := q.request(d.seq)
+	// A context given to a call costs a goroutine in each; the deadline does not.
+	if err := d.conn.Sendto(context.Background(), request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	kind := binary.NativeEndian.Uint16(request[4:])
+	d.recent.reset()
+	for reads := 0; ; {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		n, _, flags, _, err := d.conn.Recvmsg(context.Background(), d.buf, nil, 0)
+		if err != nil {
+			return err
+		}
+		if flags&unix.MSG_TRUNC != 0 {
+			return fmt.Errorf("a datagram of more than %d bytes", len(d.buf))
+		}
+		d.recent.nextRead()
+		if reads++; reads%datagramsPerTurn == 0 {
+			runtime.Gosched()
+		}
+		done, err := parseReply(d.buf[:n], kind, d.seq, func(diag []byte) error {
+			s := &d.socket
+			if err := parseDiag(diag, s); err != nil {
+				return err
+			}
+			if s.State != Listen && s.Kind != Bound && d.recent.seen(diag[diagID:diagCookie]) {
+				return nil
+			}
+			return row(s)
+		})
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+// request returns the netlink message that asks for q: a struct inet_diag_req for
+// both families, which only that can ask for, else a struct inet_diag_req_v2.
+func (q dump) request(seq uint32) []byte {
+	const header = unix.SizeofNlMsghdr
+	msg := make([]byte, header, header+60)
+	kind := uint16(unix.SOCK_DIAG_BY_FAMILY)
+	if q.family == unix.AF_UNSPEC {
+		kind = getSock
+		msg = msg[:header+60] // family, lengths and extensions 4 bytes, id 48, states, flags
+		binary.NativeEndian.PutUint32(msg[header+52:], q.states)
+	} else {
+		msg = msg[:header+56] // family, protocol, extensions and padding 4 bytes, states, id 48
+		msg[header], msg[header+1] = q.family, unix.IPPROTO_TCP
+		binary.NativeEndian.PutUint32(msg[header+4:], q.states)
+	}
+	binary.NativeEndian.PutUint32(msg, uint32(len(msg)))
+	binary.NativeEndian.PutUint16(msg[4:], kind)
+	binary.NativeEndian.PutUint16(msg[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	binary.NativeEndian.PutUint32(msg[8:], seq)
+	return msg
+}
+
+// parseReply calls row with the payload of each message of kind in a datagram. It
+// reports whether the dump is done.
+//
+// The last message carries an error number too, and there alone the kernel says
+// that it can't dump TCP sockets, when tcp_diag is missing (inet_diag_dump in
+// net/ipv4/inet_diag.c): unread, that looks like an empty table.
+func parseReply(reply []byte, kind uint16, seq uint32, row func(diag []byte) error) (done bool, err error) {
+	const header = unix.SizeofNlMsghdr
+	for len(reply) > 0 {
+		if len(reply) < header {
+			return false, replyError(reply, "is too short for a netlink header")
+		}
+		length := int(binary.NativeEndian.Uint32(reply))
+		if length < header || length > len(reply) {
+			return false, replyError(reply, fmt.Sprintf("has a length of %d, with %d bytes left", length, len(reply)))
+		}
+		msg := reply[:length]
+		got := binary.NativeEndian.Uint16(msg[4:])
+		flags := binary.NativeEndian.Uint16(msg[6:])
+		if answers := binary.NativeEndian.Uint32(msg[8:]); answers != seq {
+			return false, replyError(msg, fmt.Sprintf("answers request %d and not %d", answers, seq))
+		}
+		if flags&unix.NLM_F_DUMP_INTR != 0 {
+			return false, replyError(msg, "says the dump was interrupted")
+		}
+		switch got {
+		case kind:
+			if err := row(msg[header:]); err != nil {
+				return false, err
+			}
+		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+			if length < header+4 {
+				return false, replyError(msg, "is too short for an error number")
+			}
+			if code := int32(binary.NativeEndian.Uint32(msg[header:])); code < 0 {
+				return false, fmt.Errorf("the kernel refuses the dump: %w", unix.Errno(-code))
+			}
+			return true, nil
+		case unix.NLMSG_NOOP:
+		default:
+			return false, replyError(msg, fmt.Sprintf("is of unknown type %d", got))
+		}
+		reply = reply[min((length+3)&^3, len(reply)):]
+	}
+	return false, nil
+}
+
+func replyError(msg []byte, what string) error {
+	return fmt.Errorf("a reply %s: %x", what, msg[:min(len(msg), maxRow)])
+}
+
+// Fields of struct inet_diag_msg (include/uapi/linux/inet_diag.h). Ports and
+// addresses are in network order, all else in the host's.
+const (
+	diagFamily  = 0
+	diagState   = 1
+	diagTimer   = 2
+	diagID      = 4 // ports, addresses, device, cookie
+	diagSource  = 8
+	diagDest    = 24
+	diagCookie  = 44
+	diagExpires = 52 // milliseconds
+	diagRQueue  = 56
+	diagWQueue  = 60
+	diagInode   = 68
+	diagLength  = 72
+)
+
+// parseDiag reads a struct inet_diag_msg and what follows it into s.
+func parseDiag(diag []byte, s *Socket) error {
+	if len(diag) < diagLength {
+		return fmt.Errorf("a socket of %d bytes and not %d: %x", len(diag), diagLength, diag)
+	}
+	m := (*[diagLength]byte)(diag)
+	switch m[diagFamily] {
+	case unix.AF_INET:
+		s.Table = TCP
+		s.Local.Addr, s.Remote.Addr = Addr{10: 0xff, 11: 0xff}, Addr{10: 0xff, 11: 0xff}
+		copy(s.Local.Addr[12:], m[diagSource:])
+		copy(s.Remote.Addr[12:], m[diagDest:])
+	case unix.AF_INET6:
+		s.Table = TCP6
+		copy(s.Local.Addr[:], m[diagSource:])
+		copy(s.Remote.Addr[:], m[diagDest:])
+	default:
+		return fmt.Errorf("a socket of unknown family %d: %x", m[diagFamily], *m)
+	}
+	s.Local.Port = binary.BigEndian.Uint16(m[diagID:])
+	s.Remote.Port = binary.BigEndian.Uint16(m[diagID+2:])
+	s.State = State(m[diagState])
+	s.RxQueue = binary.NativeEndian.Uint32(m[diagRQueue:])
+	s.TxQueue = binary.NativeEndian.Uint32(m[diagWQueue:])
+	s.Inode = uint64(binary.NativeEndian.Uint32(m[diagInode:]))
+	s.Kind, s.TimerLeft, s.Backlog = Full, 0, 0
+	switch {
+	case s.State == newSynRecv:
+		s.State, s.Kind = SynRecv, Request
+	case s.State == 0 || s.State >= NumStates:
+		return fmt.Errorf("a socket in unknown state %d: %x", m[diagState], *m)
+	case m[diagTimer] == timerMini:
+		if s.State != TimeWait && s.State != FinWait2 {
+			return fmt.Errorf("the timer of a minisock in state %v: %x", s.State, *m)
+		}
+		s.Kind = Mini
+		s.TimerLeft = time.Duration(binary.NativeEndian.Uint32(m[diagExpires:])) * time.Millisecond
+	case s.State == Close:
+		s.Kind = Bound
+	case s.State == Listen:
+		s.Backlog, s.TxQueue = s.TxQueue, 0
+	case s.State == SynRecv && !hasAttr(diag[diagLength:], attrShutdown):
+		s.Kind = Request
+	}
+	return nil
+}
+
+// hasAttr reports whether one of the attributes is of the kind. Of full sockets
+// only, the kernel says which ways are shut down.
+func hasAttr(attrs []byte, kind uint16) bool {
+	for len(attrs) >= unix.SizeofNlAttr {
+		length := int(binary.NativeEndian.Uint16(attrs))
+		if binary.NativeEndian.Uint16(attrs[2:]) == kind {
+			return true
+		}
+		if length < unix.SizeofNlAttr {
+			return false
+		}
+		attrs = attrs[min((length+3)&^3, len(attrs)):]
+	}
+	return false
+}
