@@ -72,7 +72,7 @@ type Collector struct {
 
 // New returns the Collector of a network namespace. It asks the kernel whether
 // sock_diag works, and fails if it does not and is the only source wanted.
-func New(cfg Config, logger log.Logger) (*Collector, error) {
+func New(ctx context.Context, cfg Config, logger log.Logger) (*Collector, error) {
 	counter := func(m *Metric) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.Name, Help: m.Help}, m.Labels)
 	}
@@ -88,7 +88,7 @@ func New(cfg Config, logger log.Logger) (*Collector, error) {
 		c.rows.WithLabelValues(t.String())
 		c.malformed.WithLabelValues(t.String())
 	}
-	if err := c.probe(); err != nil {
+	if err := c.probe(ctx); err != nil {
 		if cfg.Source == SourceNetlink {
 			return nil, err
 		}
@@ -106,11 +106,11 @@ func New(cfg Config, logger log.Logger) (*Collector, error) {
 }
 
 // probe sets diag if sock_diag answers for the namespace.
-func (c *Collector) probe() error {
+func (c *Collector) probe(ctx context.Context) error {
 	if !c.cfg.Namespace.Own {
 		return fmt.Errorf("sock_diag shows the network namespace of this process, and %s is of another one", c.cfg.Namespace.Dir)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	diag := tcptable.NewSockDiag()
 	if _, err := readBacklogs(ctx, diag); err != nil {

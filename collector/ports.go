@@ -138,7 +138,7 @@ func readReservedPorts(path string) (*portSet, error) {
 		buf := make([]byte, size)
 		n, err := f.Read(buf)
 		f.Close()
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, err
 		}
 		if n == size {

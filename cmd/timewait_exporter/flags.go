@@ -17,6 +17,7 @@ import (
 	sloggokit "github.com/tjhop/slog-gokit"
 
 	"timewait_exporter/collector"
+	"timewait_exporter/docs/runbooks"
 )
 
 // config is what the command line says.
@@ -97,7 +98,7 @@ func (c *config) check() error {
 		return fmt.Errorf("--web.config.file: %w", err)
 	}
 	if !strings.HasPrefix(c.telemetryPath, "/") || c.telemetryPath == "/" || strings.ContainsAny(c.telemetryPath, " {}?#") ||
-		strings.HasPrefix(c.telemetryPath, "/-/") || strings.HasSuffix(c.telemetryPath, "/") {
+		strings.HasPrefix(c.telemetryPath, "/-/") || strings.HasPrefix(c.telemetryPath, runbooks.Path) || strings.HasSuffix(c.telemetryPath, "/") {
 		return fmt.Errorf("--web.telemetry-path: %q is not a path such as /metrics", c.telemetryPath)
 	}
 	for _, flag := range []struct {

@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 func serve(ctx context.Context, cfg *config, registry *prometheus.Registry, logger log.Logger, toolkitLogger *slog.Logger) error {
-	c, err := collector.New(cfg.collector, logger)
+	c, err := collector.New(ctx, cfg.collector, logger)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/exporter-toolkit/web"
 
 	"timewait_exporter/collector"
+	"timewait_exporter/docs/runbooks"
 )
 
 const (
@@ -41,6 +42,7 @@ func newServer(cfg *config, registry *prometheus.Registry, c *collector.Collecto
 		Profiling:   "false",
 		Links: []web.LandingLinks{
 			{Address: cfg.telemetryPath, Text: "Metrics"},
+			{Address: runbooks.Path, Text: "Runbooks"},
 			{Address: "/-/healthy", Text: "Health"},
 			{Address: "/-/ready", Text: "Readiness"},
 		},
@@ -54,6 +56,7 @@ func newServer(cfg *config, registry *prometheus.Registry, c *collector.Collecto
 	mux.Handle("/{$}", landing)
 	mux.Handle(cfg.telemetryPath, promhttp.InstrumentMetricHandler(registry,
 		limitRequests(cfg.maxRequests, metricsHandler(registry, c, errorLog))))
+	mux.Handle(runbooks.Path, runbooks.Handler())
 	mux.HandleFunc("/-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "healthy", http.StatusOK)
 	})

@@ -142,7 +142,7 @@ func (d *SockDiag) walk(ctx context.Context, row func(*Socket) error) error {
 func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (err error) {
 	defer func() {
 		if err != nil {
-			d.Close()
+			_ = d.Close() // err says more
 			err = fmt.Errorf("sock_diag: %w", err)
 		}
 	}()
@@ -158,7 +158,8 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 	d.seq++
 	request := q.request(d.seq)
 	// A context given to a call costs a goroutine in each; the deadline does not.
-	if err := d.conn.Sendto(context.Background(), request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	bare := context.Background()
+	if err := d.conn.Sendto(bare, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil { //nolint:contextcheck // see above
 		return err
 	}
 	kind := binary.NativeEndian.Uint16(request[4:])
@@ -167,7 +168,7 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		n, _, flags, _, err := d.conn.Recvmsg(context.Background(), d.buf, nil, 0)
+		n, _, flags, _, err := d.conn.Recvmsg(bare, d.buf, nil, 0) //nolint:contextcheck // see above
 		if err != nil {
 			return err
 		}
@@ -198,14 +199,15 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 // both families, which only that can ask for, else a struct inet_diag_req_v2.
 func (q dump) request(seq uint32) []byte {
 	const header = unix.SizeofNlMsghdr
-	msg := make([]byte, header, header+60)
-	kind := uint16(unix.SOCK_DIAG_BY_FAMILY)
+	var msg []byte
+	var kind uint16
 	if q.family == unix.AF_UNSPEC {
 		kind = getSock
-		msg = msg[:header+60] // family, lengths and extensions 4 bytes, id 48, states, flags
+		msg = make([]byte, header+60) // family, lengths and extensions 4 bytes, id 48, states, flags
 		binary.NativeEndian.PutUint32(msg[header+52:], q.states)
 	} else {
-		msg = msg[:header+56] // family, protocol, extensions and padding 4 bytes, states, id 48
+		kind = unix.SOCK_DIAG_BY_FAMILY
+		msg = make([]byte, header+56) // family, protocol, extensions and padding 4 bytes, states, id 48
 		msg[header], msg[header+1] = q.family, unix.IPPROTO_TCP
 		binary.NativeEndian.PutUint32(msg[header+4:], q.states)
 	}
