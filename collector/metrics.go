@@ -234,7 +234,6 @@ func (t *tally) samples(netns string, n exported, limits backlogs) samples {
 	}
 	out.add(undercountMax, float64(max(t.remotes[inbound].shortfall, t.remotes[outbound].shortfall)), netns, "remote")
 	out.add(undercountMax, float64(t.destinations.shortfall), netns, "destination")
-	out.add(undercountMax, float64(t.missedPorts), netns, "local_ip")
 	return out
 }
 
@@ -455,7 +454,7 @@ func compareDestinations(a, b heldDestination) int {
 
 func (t *tally) addPool(out *samples, netns string, n exported) {
 	out.add(ephemeralPorts, float64(t.pool.size), netns)
-	out.add(ephemeralPortsUsed, float64(t.usedPorts().len()), netns)
+	out.add(ephemeralPortsUsed, float64(t.locals.total()), netns)
 	out.add(ephemeralLow, float64(t.pool.low), netns)
 	out.add(ephemeralHigh, float64(t.pool.high), netns)
 
@@ -473,24 +472,19 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 	}
 	out.add(ephemeralUtilisation, t.utilisation(worst+heldForAll), netns, "connect")
 
-	var shared portSet // of sockets on all addresses
 	type local struct {
 		addr netip.Addr
 		used int
 	}
-	var locals []local
-	for addr, ports := range t.locals {
-		if ip := addr.IP(); !ip.IsUnspecified() {
-			locals = append(locals, local{addr: ip})
-			continue
+	locals := func(yield func(local) bool) {
+		for addr, used := range t.locals.all() {
+			if !yield(local{addr, used}) {
+				return
+			}
 		}
-		shared.addAll(ports)
 	}
-	for i := range locals {
-		locals[i].used = t.locals[locals[i].addr.As16()].unionLen(&shared)
-	}
-	most := shared.len()
-	for _, l := range largest(slices.Values(locals), n.locals, func(a, b local) int {
+	most := t.locals.shared()
+	for _, l := range largest(locals, n.locals, func(a, b local) int {
 		return cmp.Or(cmp.Compare(b.used, a.used), a.addr.Compare(b.addr))
 	}) {
 		most = max(most, l.used)
@@ -498,6 +492,7 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 		out.add(localUtilisation, t.utilisation(uint64(l.used)), netns, l.addr.String())
 	}
 	out.add(ephemeralUtilisation, t.utilisation(uint64(most)), netns, "bind")
+	out.add(undercountMax, float64(t.locals.missed), netns, "local_ip")
 }
 
 func (t *tally) addDestination(out *samples, netns string, d heldDestination, heldForAll uint64) {

@@ -23,25 +23,10 @@ type portSet [1 << 16 / 64]uint64
 func (s *portSet) add(port uint16)      { s[port/64] |= 1 << (port % 64) }
 func (s *portSet) has(port uint16) bool { return s[port/64]&(1<<(port%64)) != 0 }
 
-func (s *portSet) addAll(other *portSet) {
-	for i, word := range other {
-		s[i] |= word
-	}
-}
-
 func (s *portSet) len() int {
 	n := 0
 	for _, word := range s {
 		n += bits.OnesCount64(word)
-	}
-	return n
-}
-
-// unionLen returns the number of ports in s, in other, or in both.
-func (s *portSet) unionLen(other *portSet) int {
-	n := 0
-	for i, word := range s {
-		n += bits.OnesCount64(word | other[i])
 	}
 	return n
 }

@@ -39,13 +39,11 @@ func (f family) String() string {
 	return "ipv6"
 }
 
-// What a tally keeps exactly. Beyond, see counts and tally.localPorts.
+// What a tally keeps exactly. Beyond, see counts and localPorts.
 const (
 	maxRemotes      = 1 << 17 // in each direction
 	maxDestinations = 1 << 16
 	maxLocals       = 1 << 10
-
-	maxSpare = 1 << 6 // port sets kept for the next walk
 )
 
 // destination is what connect(2) needs a free local port for.
@@ -85,13 +83,8 @@ type tally struct {
 	listenerPorts map[uint16]*listenerPort
 	acceptQueues  map[tcptable.Endpoint]uint64
 
-	heldPorts   portSet // of the pool, held whatever the destination: by LISTEN and Bound rows
-	locals      map[tcptable.Addr]*portSet
-	otherPorts  portSet       // of all further local addresses
-	lastLocal   tcptable.Addr // a key of locals, and its value: neighbours share it
-	lastPorts   *portSet
-	missedPorts uint64 // rows left out of locals
-	spare       []*portSet
+	heldPorts portSet // of the pool, held whatever the destination: by LISTEN and Bound rows
+	locals    localPorts
 }
 
 // listeners are the LISTEN rows of one table.
@@ -138,7 +131,6 @@ func newTally(prefixIPv4, prefixIPv6 int) *tally {
 		destinations:  newCounts[destination](maxDestinations),
 		listenerPorts: make(map[uint16]*listenerPort),
 		acceptQueues:  make(map[tcptable.Endpoint]uint64),
-		locals:        make(map[tcptable.Addr]*portSet),
 	}
 	t.destinations.gaveWay = t.addRemote
 	for d := range t.remotes {
@@ -152,12 +144,9 @@ func newTally(prefixIPv4, prefixIPv6 int) *tally {
 
 // reset forgets all rows; the next ones are judged by p.
 func (t *tally) reset(p *pool) {
-	for _, ports := range t.locals {
-		if len(t.spare) < maxSpare {
-			t.spare = append(t.spare, ports)
-		}
+	if p != nil {
+		t.locals.reset(p.low, p.high)
 	}
-	clear(t.locals)
 	clear(t.listenerPorts)
 	clear(t.acceptQueues)
 	for i := range t.listeners {
@@ -169,7 +158,7 @@ func (t *tally) reset(p *pool) {
 	t.destinations.reset()
 	*t = tally{
 		pool: p, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, destinations: t.destinations,
-		listenerPorts: t.listenerPorts, acceptQueues: t.acceptQueues, locals: t.locals, spare: t.spare,
+		listenerPorts: t.listenerPorts, acceptQueues: t.acceptQueues, locals: t.locals,
 		listeners: [tcptable.NumTables]listeners{{bound: t.listeners[tcptable.TCP].bound}, {bound: t.listeners[tcptable.TCP6].bound}},
 	}
 }
@@ -205,7 +194,7 @@ func (t *tally) add(s *tcptable.Socket) {
 
 	pooled := t.pool != nil && t.pool.ports.has(s.Local.Port)
 	if pooled {
-		t.holdPort(&s.Local)
+		t.locals.hold(&s.Local)
 	}
 	if dir == inbound {
 		remote := t.remoteKey(s.Remote.Addr)
@@ -265,7 +254,7 @@ func (t *tally) addListener(s *tcptable.Socket) {
 func (t *tally) holdForAll(local tcptable.Endpoint) {
 	if t.pool != nil && t.pool.ports.has(local.Port) {
 		t.heldPorts.add(local.Port)
-		t.holdPort(&local)
+		t.locals.hold(&local)
 	}
 }
 
@@ -295,46 +284,6 @@ func (t *tally) listenerPort(port uint16) *listenerPort {
 		t.listenerPorts[port] = l
 	}
 	return l
-}
-
-// holdPort notes that a row holds a port of the pool.
-func (t *tally) holdPort(local *tcptable.Endpoint) {
-	if t.lastPorts == nil || t.lastLocal != local.Addr {
-		t.lastLocal, t.lastPorts = local.Addr, t.localPorts(local.Addr)
-	}
-	if t.lastPorts == &t.otherPorts {
-		t.missedPorts++
-	}
-	t.lastPorts.add(local.Port)
-}
-
-// localPorts returns the set of ports of a local address, otherPorts when it is one
-// too many.
-func (t *tally) localPorts(local tcptable.Addr) *portSet {
-	ports := t.locals[local]
-	if ports != nil {
-		return ports
-	}
-	if len(t.locals) == maxLocals {
-		return &t.otherPorts
-	}
-	if n := len(t.spare); n > 0 {
-		ports, t.spare = t.spare[n-1], t.spare[:n-1]
-		*ports = portSet{}
-	} else {
-		ports = new(portSet)
-	}
-	t.locals[local] = ports
-	return ports
-}
-
-// usedPorts returns the ports of the pool that any row holds.
-func (t *tally) usedPorts() *portSet {
-	used := t.otherPorts
-	for _, ports := range t.locals {
-		used.addAll(ports)
-	}
-	return &used
 }
 
 // remoteKey returns the address, or the block it is counted under.
