@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 	"time"
 )
@@ -62,8 +63,14 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 		return nil, errors.New("its columns are not where they should be")
 	}
 
-	bad := parseAddr(ends[:digits], bigEndian, &s.Local.Addr)
-	bad |= parseAddr(ends[digits+6:2*digits+6], bigEndian, &s.Remote.Addr)
+	var bad uint64
+	if t == TCP {
+		bad = parseAddr4((*[8]byte)(ends), bigEndian, &s.Local.Addr) |
+			parseAddr4((*[8]byte)(ends[digits+6:]), bigEndian, &s.Remote.Addr)
+	} else {
+		bad = parseAddr6((*[32]byte)(ends), bigEndian, &s.Local.Addr) |
+			parseAddr6((*[32]byte)(ends[digits+6:]), bigEndian, &s.Remote.Addr)
+	}
 	ports, no := parseHex(uint64(binary.LittleEndian.Uint32(ends[digits+1:])) |
 		uint64(binary.LittleEndian.Uint32(ends[2*digits+7:]))<<32)
 	bad |= no
@@ -120,20 +127,28 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 	return ends, nil
 }
 
-// parseAddr reads an address of 8 or 32 digits; what is not 0 in bad is not as it
-// should be. The kernel prints each 32-bit word of the address, which is in network
-// order, as a number in the host's order.
-func parseAddr(digits []byte, bigEndian bool, addr *Addr) (bad uint64) {
+// parseAddr4 reads an IPv4 address; what is not 0 in bad is not as it should be.
+func parseAddr4(digits *[8]byte, bigEndian bool, addr *Addr) (bad uint64) {
 	*addr = Addr{10: 0xff, 11: 0xff}
-	for to := addr[16-len(digits)/2:]; len(to) >= 4; to = to[4:] {
-		word, no := parseHex(binary.LittleEndian.Uint64(digits))
-		if !bigEndian {
-			word = bits.ReverseBytes32(word)
-		}
-		binary.BigEndian.PutUint32(to, word)
-		bad |= no
-		digits = digits[8:]
+	return parseWord(digits, bigEndian, (*[4]byte)(addr[12:]))
+}
+
+// parseAddr6 reads an IPv6 address, as parseAddr4 does.
+func parseAddr6(digits *[32]byte, bigEndian bool, addr *Addr) (bad uint64) {
+	return parseWord((*[8]byte)(digits[:]), bigEndian, (*[4]byte)(addr[:])) |
+		parseWord((*[8]byte)(digits[8:]), bigEndian, (*[4]byte)(addr[4:])) |
+		parseWord((*[8]byte)(digits[16:]), bigEndian, (*[4]byte)(addr[8:])) |
+		parseWord((*[8]byte)(digits[24:]), bigEndian, (*[4]byte)(addr[12:]))
+}
+
+// parseWord reads 32 bits of an address. The kernel prints each such word, which
+// is in network order, as a number in the host's order.
+func parseWord(digits *[8]byte, bigEndian bool, to *[4]byte) (bad uint64) {
+	word, bad := parseHex(binary.LittleEndian.Uint64(digits[:]))
+	if !bigEndian {
+		word = bits.ReverseBytes32(word)
 	}
+	binary.BigEndian.PutUint32(to[:], word)
 	return bad
 }
 
@@ -147,8 +162,8 @@ func parseHex(eight uint64) (v uint32, bad uint64) {
 	const ones = 0x0101010101010101
 	letters := eight >> 6 & ones // '0' is 0x30, 'A' is 0x41
 	nibbles := eight&(0x0f*ones) + 9*letters
-	overNine := (nibbles + 6*ones) >> 4 & ones
-	bad = nibbles + 0x30*ones + 7*letters ^ eight | overNine ^ letters | nibbles&(0xf0*ones)
+	// 6 more is over 15 for the letters only.
+	bad = nibbles + 0x30*ones + 7*letters ^ eight | ((nibbles+6*ones)^letters<<4|nibbles)&(0xf0*ones)
 
 	// Neighbours are joined: nibbles to bytes, bytes to 16 bits, those to 32.
 	nibbles = (nibbles<<4 | nibbles>>8) & 0x00ff00ff00ff00ff
@@ -164,7 +179,11 @@ func cutDecimal(text []byte) (v uint64, rest []byte, ok bool) {
 	}
 	start := i
 	for i < len(text) && text[i]-'0' <= 9 {
-		v = v*10 + uint64(text[i]-'0')
+		digit := uint64(text[i] - '0')
+		if v > (math.MaxUint64-digit)/10 {
+			return 0, nil, false
+		}
+		v = v*10 + digit
 		i++
 	}
 	return v, text[i:], i > start && i < len(text) && text[i] == ' '
