@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -46,26 +47,26 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	cfg := &config{web: kingpinflag.AddFlags(app, ":10793")}
 	app.Flag("web.telemetry-path", "Path under which to expose metrics.").
 		Default("/metrics").StringVar(&cfg.telemetryPath)
-	app.Flag("web.max-requests", "Maximum number of parallel scrapes; 0 for no limit.").
-		Default("40").IntVar(&cfg.maxRequests)
+	number(app, "web.max-requests", "Maximum number of parallel scrapes; 0 for no limit.",
+		&cfg.maxRequests, "40", 1<<20)
 	app.Flag("path.procfs", "Mount point of the proc file system. Of another one than /proc the network namespace of its PID 1 is read.").
 		Default("/proc").StringVar(&cfg.collector.ProcRoot)
-	app.Flag("log.level", "Only log messages with the given severity or above. One of: [debug, info, warn, error]").
-		Default("info").EnumVar(&cfg.logLevel, "debug", "info", "warn", "error")
-	app.Flag("log.format", "Output format of log messages. One of: [logfmt, json]").
-		Default("logfmt").EnumVar(&cfg.logFormat, "logfmt", "json")
-	app.Flag("collector.source", "What to read the socket table from. One of: [procfs, netlink, auto]; auto is netlink as long as it works, else procfs.").
-		Default(collector.SourceProcfs).EnumVar(&cfg.collector.Source, collector.SourceProcfs, collector.SourceNetlink, collector.SourceAuto)
-	app.Flag("collector.remotes", "Number of remote IPs with series of their own, those with most connections.").
-		Default("50").IntVar(&cfg.collector.Remotes)
-	app.Flag("collector.destinations", "Number of destinations with series of their own, those with most of the ephemeral ports gone.").
-		Default("20").IntVar(&cfg.collector.Destinations)
-	app.Flag("collector.listeners", "Number of listening ports with series of their own, those with most connections.").
-		Default("50").IntVar(&cfg.collector.Listeners)
-	app.Flag("collector.remote-prefix-ipv4", "Count remote IPv4 addresses in blocks with a prefix of so many bits.").
-		Default("32").IntVar(&cfg.collector.RemotePrefixIPv4)
-	app.Flag("collector.remote-prefix-ipv6", "Count remote IPv6 addresses in blocks with a prefix of so many bits.").
-		Default("128").IntVar(&cfg.collector.RemotePrefixIPv6)
+	choice(app, "log.level", "Only log messages with the given severity or above. One of: [debug, info, warn, error]",
+		&cfg.logLevel, "info", "debug", "warn", "error")
+	choice(app, "log.format", "Output format of log messages. One of: [logfmt, json]",
+		&cfg.logFormat, "logfmt", "json")
+	choice(app, "collector.source", "What to read the socket table from. One of: [procfs, netlink, auto]; auto is netlink as long as it works, else procfs.",
+		&cfg.collector.Source, collector.SourceProcfs, collector.SourceNetlink, collector.SourceAuto)
+	number(app, "collector.remotes", "Number of remote IPs with series of their own, those with most connections.",
+		&cfg.collector.Remotes, "50", maxSeries)
+	number(app, "collector.destinations", "Number of destinations with series of their own, those with most of the ephemeral ports gone.",
+		&cfg.collector.Destinations, "20", maxSeries)
+	number(app, "collector.listeners", "Number of listening ports with series of their own, those with most connections.",
+		&cfg.collector.Listeners, "50", maxSeries)
+	number(app, "collector.remote-prefix-ipv4", "Count remote IPv4 addresses in blocks with a prefix of so many bits.",
+		&cfg.collector.RemotePrefixIPv4, "32", 32)
+	number(app, "collector.remote-prefix-ipv6", "Count remote IPv6 addresses in blocks with a prefix of so many bits.",
+		&cfg.collector.RemotePrefixIPv6, "128", 128)
 	remoteIPs := app.Flag("collector.remote-ips", "Name remote IPs in metrics. Without, no series has a remote address.").
 		Default("true").Bool()
 
@@ -101,22 +102,47 @@ func (c *config) check() error {
 		strings.HasPrefix(c.telemetryPath, "/-/") || strings.HasPrefix(c.telemetryPath, runbooks.Path) || strings.HasSuffix(c.telemetryPath, "/") {
 		return fmt.Errorf("--web.telemetry-path: %q is not a path such as /metrics", c.telemetryPath)
 	}
-	for _, flag := range []struct {
-		name           string
-		value, low, up int
-	}{
-		{"web.max-requests", c.maxRequests, 0, 1 << 20},
-		{"collector.remotes", c.collector.Remotes, 0, maxSeries},
-		{"collector.destinations", c.collector.Destinations, 0, maxSeries},
-		{"collector.listeners", c.collector.Listeners, 0, maxSeries},
-		{"collector.remote-prefix-ipv4", c.collector.RemotePrefixIPv4, 0, 32},
-		{"collector.remote-prefix-ipv6", c.collector.RemotePrefixIPv6, 0, 128},
-	} {
-		if flag.value < flag.low || flag.value > flag.up {
-			return fmt.Errorf("--%s: %d is not between %d and %d", flag.name, flag.value, flag.low, flag.up)
-		}
-	}
 	return nil
+}
+
+// setter is a kingpin.Value. Kingpin's own leave the flag's name out of an error,
+// and its numbers take 1.5 for 1.
+type setter struct {
+	set func(string) error
+	get func() string
+}
+
+func (s setter) Set(text string) error { return s.set(text) }
+func (s setter) String() string        { return s.get() }
+
+// number adds a flag for a whole number from 0 to most.
+func number(app *kingpin.Application, name, help string, value *int, def string, most int) {
+	app.Flag(name, help).Default(def).SetValue(setter{
+		set: func(text string) error {
+			n, err := strconv.Atoi(text)
+			if err != nil || n < 0 || n > most {
+				return fmt.Errorf("--%s: %q is not a whole number from 0 to %d", name, text, most)
+			}
+			*value = n
+			return nil
+		},
+		get: func() string { return strconv.Itoa(*value) },
+	})
+}
+
+// choice adds a flag for one of some words.
+func choice(app *kingpin.Application, name, help string, value *string, def string, others ...string) {
+	words := append([]string{def}, others...)
+	app.Flag(name, help).Default(def).HintOptions(words...).SetValue(setter{
+		set: func(text string) error {
+			if !slices.Contains(words, text) {
+				return fmt.Errorf("--%s: %q is not one of %s", name, text, strings.Join(words, ", "))
+			}
+			*value = text
+			return nil
+		},
+		get: func() string { return *value },
+	})
 }
 
 func checkListenAddress(address string) error {

@@ -1,0 +1,507 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	loopback4 = netip.MustParseAddr("127.0.0.1")
+	loopback6 = netip.IPv6Loopback()
+	// The same host under addresses that the kernel does not take for loopback.
+	host4 = netip.MustParseAddr("10.5.0.1")
+	host6 = netip.MustParseAddr("fd00:5::1")
+)
+
+// setPorts makes low to high, less reserved, the ephemeral ports.
+func setPorts(t *testing.T, low, high int, reserved string) {
+	t.Helper()
+	setSysctl(t, "net/ipv4/ip_local_port_range", fmt.Sprintf("%d %d", low, high))
+	setSysctl(t, "net/ipv4/ip_local_reserved_ports", reserved)
+}
+
+// exhaust repeats call until it fails with errno, and holds the gauge of the
+// pool to that at every step: it is 1 when, and only when, the next call
+// fails. It returns how many calls succeeded. The kernel may leave slack
+// ports unused.
+func exhaust(t *testing.T, es exporters, pool string, errno error, slack int, call func() error) int {
+	t.Helper()
+	for n := 0; ; n++ {
+		pages := es.scrape(t)
+		err := call()
+		if err != nil && !errors.Is(err, errno) {
+			t.Fatalf("call %d: %v, want %v", n+1, err, errno)
+		}
+		for _, p := range pages {
+			ratio := p.value(t, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
+			if err == nil && !(0 <= ratio && ratio < 1) {
+				t.Fatalf("after %d calls the %s ratio is %v, but one more succeeds\n%s", n, pool, ratio, describePorts(p))
+			}
+			lowest := 1.0
+			if slack > 0 {
+				lowest -= float64(slack) / p.value(t, "tcp_ephemeral_ports")
+			}
+			if err != nil && !(lowest <= ratio && ratio <= 1) {
+				t.Fatalf("after %d calls the next fails, but the %s ratio is %v, want %v to 1\n%s", n, pool, ratio, lowest, describePorts(p))
+			}
+		}
+		if err != nil {
+			return n
+		}
+		if n > 1000 {
+			t.Fatalf("%d calls and no failure", n)
+		}
+	}
+}
+
+// exhaustService connects until there are no ports left.
+func exhaustService(t *testing.T, es exporters, s service) int {
+	t.Helper()
+	return exhaust(t, es, "connect", unix.EADDRNOTAVAIL, 0, func() error {
+		_, err := s.connect(t)
+		return err
+	})
+}
+
+// describePorts is what the page says of ports, for the log of a failure.
+func describePorts(p page) string {
+	var text string
+	for _, name := range []string{
+		"tcp_ephemeral_ports", "tcp_ephemeral_ports_used", "tcp_ephemeral_port_utilisation_ratio", "tcp_destination_ports_used",
+		"tcp_destination_port_utilisation_ratio", "tcp_local_ports_used", "tcp_local_port_utilisation_ratio", "tcp_connections",
+		"timewait_exporter_source_info",
+	} {
+		for _, m := range p.series(name) {
+			if number(m) != 0 {
+				text += fmt.Sprintf("%s %v %v\n", name, m.GetLabel(), number(m))
+			}
+		}
+	}
+	return text
+}
+
+func wantCalls(t *testing.T, got, want int) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%d calls succeeded, want %d", got, want)
+	}
+}
+
+// destination is the labels of a triple.
+func destination(local netip.Addr, remote netip.AddrPort) []string {
+	return []string{"local_ip", local.String(), "remote_ip", remote.Addr().String(), "remote_port", fmt.Sprint(remote.Port())}
+}
+
+// TestConnectExhaustion asks the kernel at every step: does connect() fail
+// when the gauge is 1, and only then?
+func TestConnectExhaustion(t *testing.T) {
+	for _, v := range []struct {
+		name     string
+		scenario func(t *testing.T)
+	}{
+		{"one_destination", func(t *testing.T) {
+			setPorts(t, 40000, 40039, "")
+			first, second := serve(t, loopback4, 9000), serve(t, loopback4, 9001)
+			es := startExporters(t)
+			wantCalls(t, exhaustService(t, es, first), 40)
+			second.mustConnect(t, 10)
+
+			for _, p := range es.scrape(t) {
+				p.want(t, 40, "tcp_destination_ports_used", append(destination(loopback4, first.at), "state", "established")...)
+				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback4, first.at)...)
+				p.want(t, 0.25, "tcp_destination_port_utilisation_ratio", destination(loopback4, second.at)...)
+				p.want(t, 40, "tcp_ephemeral_ports_used")
+				p.want(t, 2, "tcp_destinations")
+			}
+		}},
+		{"another_local_IP", func(t *testing.T) {
+			setPorts(t, 40000, 40009, "")
+			s := serve(t, loopback4, 9000)
+			es := startExporters(t)
+			wantCalls(t, exhaustService(t, es, s), 10)
+			other := s
+			other.from = netip.MustParseAddr("127.0.0.2")
+			other.mustConnect(t, 5)
+			for _, p := range es.scrape(t) {
+				p.want(t, 0.5, "tcp_destination_port_utilisation_ratio", destination(other.from, s.at)...)
+				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback4, s.at)...)
+			}
+		}},
+		{"IPv6", func(t *testing.T) {
+			setPorts(t, 40000, 40019, "")
+			s := serve(t, loopback6, 9000)
+			es := startExporters(t)
+			wantCalls(t, exhaustService(t, es, s), 20)
+			for _, p := range es.scrape(t) {
+				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback6, s.at)...)
+			}
+		}},
+		{"reserved_ports", func(t *testing.T) {
+			setPorts(t, 40000, 40019, "80,40003,40010-40014,50000-50100")
+			es := startExporters(t)
+			wantCalls(t, exhaustService(t, es, serve(t, loopback4, 9000)), 14)
+			for _, p := range es.scrape(t) {
+				p.want(t, 14, "tcp_ephemeral_ports")
+			}
+		}},
+		{"every_port_reserved", func(t *testing.T) {
+			setPorts(t, 40000, 40001, "40000-40001")
+			wantCalls(t, exhaustService(t, startExporters(t), serve(t, loopback4, 9000)), 0)
+		}},
+		{"odd_range", func(t *testing.T) {
+			// The kernel's search rounds the size of the range down to an even
+			// number (__inet_hash_connect), so it may miss one port.
+			setPorts(t, 40000, 40020, "")
+			s := serve(t, loopback4, 9000)
+			n := exhaust(t, startExporters(t), "connect", unix.EADDRNOTAVAIL, 1, func() error {
+				_, err := s.connect(t)
+				return err
+			})
+			if n != 20 && n != 21 {
+				t.Errorf("%d calls succeeded, want 20 or 21", n)
+			}
+		}},
+		{"one_port", func(t *testing.T) {
+			setPorts(t, 40000, 40000, "")
+			wantCalls(t, exhaustService(t, startExporters(t), serve(t, loopback4, 9000)), 1)
+		}},
+		{"listeners_inside", func(t *testing.T) {
+			setPorts(t, 40000, 40019, "")
+			listen(t, netip.MustParseAddrPort("127.0.0.77:40005"), 1)
+			listen(t, netip.MustParseAddrPort("[::1]:40006"), 1)
+			listen(t, netip.MustParseAddrPort("0.0.0.0:40007"), 1)
+			wantCalls(t, exhaustService(t, startExporters(t), serve(t, loopback4, 9000)), 17)
+		}},
+		{"listeners_on_every_port", func(t *testing.T) {
+			setPorts(t, 40000, 40001, "")
+			listen(t, netip.MustParseAddrPort("127.0.0.1:40000"), 1)
+			listen(t, netip.MustParseAddrPort("127.0.0.1:40001"), 1)
+			wantCalls(t, exhaustService(t, startExporters(t), serve(t, loopback4, 9000)), 0)
+		}},
+		{"SYN_SENT", func(t *testing.T) {
+			newWire(t) // nobody answers
+			setPorts(t, 40000, 40009, "")
+			n := exhaust(t, startExporters(t), "connect", unix.EADDRNOTAVAIL, 0, func() error {
+				return newSocket(t, unix.AF_INET).tryStart(netip.MustParseAddrPort("10.9.0.2:9000"))
+			})
+			wantCalls(t, n, 10)
+		}},
+		{"dual_stack_clients", func(t *testing.T) {
+			// AF_INET6 sockets connecting to ::ffff:127.0.0.1 take from the same ports.
+			setPorts(t, 40000, 40019, "")
+			s := serve(t, loopback4, 9000)
+			n := exhaust(t, startExporters(t), "connect", unix.EADDRNOTAVAIL, 0, func() error {
+				s.family ^= unix.AF_INET ^ unix.AF_INET6
+				_, err := s.connect(t)
+				return err
+			})
+			wantCalls(t, n, 20)
+		}},
+		{"dual_stack_server", func(t *testing.T) {
+			setPorts(t, 40000, 40019, "")
+			s := serve(t, netip.IPv6Unspecified(), 9000)
+			s.at, s.family = netip.MustParseAddrPort("127.0.0.1:9000"), unix.AF_INET
+			es := startExporters(t)
+			wantCalls(t, exhaustService(t, es, s), 20)
+			for _, p := range es.scrape(t) {
+				p.want(t, 20, "tcp_connections", "family", "ipv4", "direction", "inbound", "state", "established")
+				p.want(t, 20, "tcp_connections", "family", "ipv4", "direction", "outbound", "state", "established")
+			}
+		}},
+		{"server_side_TIME_WAIT", func(t *testing.T) {
+			setPorts(t, 40000, 40009, "")
+			s := serve(t, loopback4, 9000)
+			for _, p := range s.mustConnectFrom(t, loopback4, 20000, 30) {
+				p.closeServerFirst(t)
+			}
+			es := startExporters(t)
+			for _, p := range es.scrape(t) {
+				p.want(t, 30, "tcp_connections", "direction", "inbound", "state", "time_wait")
+				p.want(t, 0, "tcp_ephemeral_ports_used")
+				p.want(t, 0, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+			}
+			wantCalls(t, exhaustService(t, es, s), 10)
+		}},
+		{"server_side_TIME_WAIT_inside", func(t *testing.T) {
+			setPorts(t, 40000, 40009, "")
+			inside := serve(t, loopback4, 40005)
+			for _, p := range inside.mustConnectFrom(t, loopback4, 20000, 30) {
+				p.closeServerFirst(t)
+			}
+			es := startExporters(t)
+			for _, p := range es.scrape(t) {
+				p.want(t, 30, "tcp_connections", "direction", "inbound", "state", "time_wait")
+				p.want(t, 1, "tcp_ephemeral_ports_used")
+				p.want(t, 0.1, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+			}
+			wantCalls(t, exhaustService(t, es, serve(t, loopback4, 9000)), 9)
+		}},
+		{"every_closing_state", func(t *testing.T) {
+			// None of them gives its port back before TIME_WAIT is over.
+			setPorts(t, 40000, 40019, "")
+			w := newWire(t)
+			far := netip.AddrPortFrom(stacks[0].server, 443)
+			for _, k := range kinds {
+				so := newSocket(t, unix.AF_INET)
+				so.start(t, far)
+				k.reach(t, established{so, w.answer(t, so.local(t), far)})
+			}
+			n := exhaust(t, startExporters(t), "connect", unix.EADDRNOTAVAIL, 0, func() error {
+				return newSocket(t, unix.AF_INET).tryStart(far)
+			})
+			wantCalls(t, n, 20-len(kinds))
+		}},
+		{"bound_clients", func(t *testing.T) {
+			// A port taken by bind() before connect() is lost to every other
+			// destination too, which the table does not show: the ratio is a lower
+			// bound then, and the ports used are the upper one.
+			setPorts(t, 40000, 40009, "")
+			first, second := serve(t, loopback4, 9000), serve(t, loopback4, 9001)
+			for range 5 {
+				client := newSocket(t, unix.AF_INET)
+				client.bind(t, netip.AddrPortFrom(loopback4, 0))
+				if _, err := first.join(t, client); err != nil {
+					t.Fatalf("connect %s: %v", first.at, err)
+				}
+			}
+			second.mustConnect(t, 5)
+			if _, err := second.connect(t); !errors.Is(err, unix.EADDRNOTAVAIL) {
+				t.Fatalf("connect: %v, want EADDRNOTAVAIL", err)
+			}
+			for _, p := range startExporters(t).scrape(t) {
+				p.want(t, 0.5, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+				p.want(t, 10, "tcp_ephemeral_ports_used")
+				p.want(t, 10, "tcp_ephemeral_ports")
+			}
+		}},
+	} {
+		t.Run(v.name, func(t *testing.T) { inNamespace(t, v.scenario) })
+	}
+}
+
+// TestBindExhaustion does the same for bind(ip, 0), which wants a port that
+// nobody uses on that address, whatever the destination.
+func TestBindExhaustion(t *testing.T) {
+	for _, v := range []struct {
+		name    string
+		ip      netip.Addr
+		want    int
+		prepare func(t *testing.T, s service)
+	}{
+		{"empty", host4, 10, func(*testing.T, service) {}},
+		{"loopback", loopback4, 10, func(*testing.T, service) {}},
+		{"IPv6", host6, 10, func(*testing.T, service) {}},
+		{"wildcard_listener", host4, 9, func(t *testing.T, _ service) {
+			listen(t, netip.MustParseAddrPort("0.0.0.0:40004"), 1)
+		}},
+		{"dual_stack_listener", host4, 9, func(t *testing.T, _ service) {
+			listen(t, netip.MustParseAddrPort("[::]:40004"), 1)
+		}},
+		{"wildcard_listener_of_IPv6", host6, 9, func(t *testing.T, _ service) {
+			listen(t, netip.MustParseAddrPort("[::]:40004"), 1)
+		}},
+		{"wildcard_listeners_on_every_port", host4, 0, func(t *testing.T, _ service) {
+			for port := uint16(40000); port < 40010; port++ {
+				listen(t, netip.AddrPortFrom(netip.IPv4Unspecified(), port), 1)
+			}
+		}},
+		{"listener_on_another_IP", host4, 10, func(t *testing.T, _ service) {
+			listen(t, netip.MustParseAddrPort("127.0.0.1:40004"), 1)
+		}},
+		{"connected_before", host4, 6, func(t *testing.T, s service) {
+			s.mustConnect(t, 4)
+		}},
+		{"connected_from_another_IP", host4, 10, func(t *testing.T, s service) {
+			s.from = loopback4
+			s.mustConnect(t, 4)
+		}},
+		{"TIME_WAIT", host4, 6, func(t *testing.T, s service) {
+			// tcp_tw_reuse does not help bind().
+			setSysctl(t, "net/ipv4/tcp_tw_reuse", "1")
+			for _, p := range s.mustConnect(t, 4) {
+				p.closeClientFirst(t)
+			}
+			time.Sleep(1500 * time.Millisecond) // tcp_tw_reuse_delay, and what the kernel's clocks may differ by
+		}},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			inNamespace(t, func(t *testing.T) {
+				addLoopbackAddresses(t, host4, host6)
+				setPorts(t, 40000, 40009, "")
+				s := serve(t, v.ip, 9000)
+				v.prepare(t, s)
+				es := startExporters(t)
+				n := exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
+					client := newSocket(t, s.family)
+					if err := client.tryBind(netip.AddrPortFrom(v.ip, 0)); err != nil {
+						return err
+					}
+					_, err := s.join(t, client)
+					return err
+				})
+				wantCalls(t, n, v.want)
+				if v.want == 0 {
+					return // no socket has the address, and it is lost to all others too
+				}
+				for _, p := range es.scrape(t) {
+					p.want(t, 10, "tcp_local_ports_used", "local_ip", v.ip.String())
+					p.want(t, 1, "tcp_local_port_utilisation_ratio", "local_ip", v.ip.String())
+				}
+				other := netip.MustParseAddr("127.0.0.9")
+				newSocket(t, unix.AF_INET).bind(t, netip.AddrPortFrom(other, 0))
+			})
+		})
+	}
+}
+
+// TestIdleBoundSockets has sockets that were bound and never connected. They
+// are in no table of /proc, but sock_diag shows them since Linux 6.8: with it the
+// gauges are exact.
+func TestIdleBoundSockets(t *testing.T) {
+	for _, pool := range []string{"connect", "bind"} {
+		t.Run(pool, func(t *testing.T) {
+			inNamespace(t, func(t *testing.T) {
+				if len(sources(t)) < 2 || olderThan(t, 6, 8) {
+					t.Skip("this kernel does not show bound sockets")
+				}
+				setPorts(t, 40000, 40009, "")
+				s := serve(t, loopback4, 9000)
+				for range 4 {
+					newSocket(t, unix.AF_INET).bind(t, netip.AddrPortFrom(loopback4, 0))
+				}
+				es := exporters{startExporter(t, "--collector.source=netlink")}
+				switch pool {
+				case "connect":
+					wantCalls(t, exhaustService(t, es, s), 6)
+				case "bind":
+					wantCalls(t, exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
+						return newSocket(t, unix.AF_INET).tryBind(netip.AddrPortFrom(loopback4, 0))
+					}), 6)
+				}
+			})
+		})
+	}
+}
+
+// olderThan compares the running kernel's version.
+func olderThan(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(os.NewSyscallError("uname", err))
+	}
+	var m, n int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &m, &n); err != nil {
+		t.Fatal(err)
+	}
+	return m < major || m == major && n < minor
+}
+
+// TestTimeWaitReuse fills the range with TIME_WAITs and asks the kernel which
+// of them connect() takes over.
+func TestTimeWaitReuse(t *testing.T) {
+	const (
+		mode       = "net/ipv4/tcp_tw_reuse"
+		delay      = "net/ipv4/tcp_tw_reuse_delay" // milliseconds, since Linux 6.14
+		timestamps = "net/ipv4/tcp_timestamps"
+	)
+	const pastDelay = 1500 * time.Millisecond // of the default, 1 s
+	type sysctls map[string]string
+	for _, v := range []struct {
+		name    string
+		sysctls sysctls
+		from    netip.Addr
+		to      netip.Addr
+		family  int
+		age     time.Duration
+		want    int
+	}{
+		{"0_old", sysctls{mode: "0"}, loopback4, loopback4, unix.AF_INET, pastDelay, 0},
+		{"1_young", sysctls{mode: "1", delay: "30000"}, loopback4, loopback4, unix.AF_INET, 0, 0},
+		{"1_old", sysctls{mode: "1"}, loopback4, loopback4, unix.AF_INET, pastDelay, 10},
+		{"1_old_off_loopback", sysctls{mode: "1"}, host4, host4, unix.AF_INET, pastDelay, 10},
+		{"1_old_IPv6", sysctls{mode: "1"}, host6, host6, unix.AF_INET6, pastDelay, 10},
+		{"1_no_timestamps", sysctls{mode: "1", timestamps: "0"}, loopback4, loopback4, unix.AF_INET, pastDelay, 0},
+		{"1_short_delay", sysctls{mode: "1", delay: "100"}, host4, host4, unix.AF_INET, 500 * time.Millisecond, 10},
+		{"1_long_delay", sysctls{mode: "1", delay: "30000"}, host4, host4, unix.AF_INET, pastDelay, 0},
+		{"2_young", sysctls{mode: "2", delay: "30000"}, loopback4, loopback4, unix.AF_INET, 0, 0},
+		{"2_old", sysctls{mode: "2"}, loopback4, loopback4, unix.AF_INET, pastDelay, 10},
+		{"2_old_off_loopback", sysctls{mode: "2"}, host4, host4, unix.AF_INET, pastDelay, 0},
+		{"2_old_from_loopback", sysctls{mode: "2"}, loopback4, host4, unix.AF_INET, pastDelay, 10},
+		{"2_old_to_loopback", sysctls{mode: "2"}, host4, loopback4, unix.AF_INET, pastDelay, 10},
+		{"2_old_IPv6", sysctls{mode: "2"}, loopback6, loopback6, unix.AF_INET6, pastDelay, 10},
+		{"2_old_IPv6_off_loopback", sysctls{mode: "2"}, host6, host6, unix.AF_INET6, pastDelay, 0},
+		{"2_old_dual_stack", sysctls{mode: "2"}, loopback4, loopback4, unix.AF_INET6, pastDelay, 10},
+		{"2_old_dual_stack_off_loopback", sysctls{mode: "2"}, host4, host4, unix.AF_INET6, pastDelay, 0},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			inNamespace(t, func(t *testing.T) {
+				addLoopbackAddresses(t, host4, host6)
+				setPorts(t, 40000, 40009, "")
+				for name, value := range v.sysctls {
+					setSysctl(t, name, value)
+				}
+				s := serve(t, v.to, 9000)
+				s.from, s.family = v.from, v.family
+				for _, p := range s.mustConnect(t, 10) {
+					p.closeClientFirst(t)
+				}
+				time.Sleep(v.age)
+				es := startExporters(t)
+				for _, p := range es.scrape(t) {
+					p.want(t, 10, "tcp_connections", "direction", "outbound", "state", "time_wait")
+				}
+				wantCalls(t, exhaustService(t, es, s), v.want)
+				for _, p := range es.scrape(t) {
+					p.want(t, float64(v.want), "tcp_time_wait_reused_total")
+				}
+			})
+		})
+	}
+
+	t.Run("old_and_young", func(t *testing.T) {
+		inNamespace(t, func(t *testing.T) {
+			setPorts(t, 40000, 40009, "")
+			setSysctl(t, mode, "1")
+			setSysctl(t, delay, "3000")
+			s := serve(t, loopback4, 9000)
+			pairs := s.mustConnect(t, 10)
+			for _, p := range pairs[:4] {
+				p.closeClientFirst(t)
+			}
+			time.Sleep(3500 * time.Millisecond)
+			for _, p := range pairs[4:] {
+				p.closeClientFirst(t)
+			}
+			es := startExporters(t)
+			for _, p := range es.scrape(t) {
+				p.want(t, 0.6, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+			}
+			wantCalls(t, exhaustService(t, es, s), 4)
+		})
+	})
+
+	t.Run("FIN_WAIT2_minisocks", func(t *testing.T) {
+		inNamespace(t, func(t *testing.T) {
+			setPorts(t, 40000, 40009, "")
+			setSysctl(t, mode, "1")
+			s := serve(t, loopback4, 9000)
+			for _, p := range s.mustConnect(t, 10) {
+				p.client.close(t)
+				p.server.awaitEOF(t)
+			}
+			time.Sleep(pastDelay)
+			es := startExporters(t)
+			for _, p := range es.scrape(t) {
+				p.want(t, 10, "tcp_connections", "direction", "outbound", "state", "fin_wait2")
+			}
+			wantCalls(t, exhaustService(t, es, s), 0)
+		})
+	})
+}

@@ -1,0 +1,307 @@
+package kernel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"golang.org/x/sys/unix"
+)
+
+// exporter is the running program under test.
+type exporter struct {
+	command *exec.Cmd
+	client  *http.Client
+	log     *logBuffer
+	exited  chan struct{} // closed when the program has ended
+}
+
+// logBuffer collects the program's output while a test reads it.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// startExporter runs the program behind a Unix socket that it inherits as
+// from systemd: then neither the program nor the scrape has a row in the
+// tables it counts. Nothing needs to be waited for: the socket listens already.
+func startExporter(t *testing.T, args ...string) *exporter {
+	t.Helper()
+	// Not t.TempDir(): a Unix socket's path has at most 107 bytes.
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "exporter")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	listener.SetUnlinkOnClose(false)
+	e := startActivated(t, listener, args...)
+	e.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}
+	return e
+}
+
+// exporters are programs that read the same namespace from different sources.
+type exporters []*exporter
+
+// startExporters runs a program for each source of the socket table.
+func startExporters(t *testing.T, args ...string) exporters {
+	t.Helper()
+	var es exporters
+	for _, source := range sources(t) {
+		es = append(es, startExporter(t, append(args, "--collector.source="+source)...))
+	}
+	return es
+}
+
+func (es exporters) scrape(t *testing.T) []page {
+	t.Helper()
+	var pages []page
+	for _, e := range es {
+		pages = append(pages, e.scrape(t))
+	}
+	return pages
+}
+
+// sources are those that this kernel has.
+func sources(t *testing.T) []string {
+	t.Helper()
+	// struct inet_diag_req_v2 of include/uapi/linux/inet_diag.h: the listeners.
+	const listen = 10
+	body := slices.Concat([]byte{unix.AF_INET, unix.IPPROTO_TCP, 0, 0}, encode(uint32(1<<listen)), make([]byte, 48))
+	reply, err := netlink(unix.NETLINK_INET_DIAG, unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP, body)
+	if err == nil && (reply.kind == unix.NLMSG_DONE || reply.kind == unix.NLMSG_ERROR) {
+		err = reply.err()
+	}
+	if err != nil {
+		t.Logf("this kernel has no sock_diag for TCP: %v", err)
+		return []string{"procfs"}
+	}
+	return []string{"procfs", "netlink"}
+}
+
+// startActivated runs the program with an inherited listener, sd_listen_fds(3).
+func startActivated(t *testing.T, listener interface{ File() (*os.File, error) }, args ...string) *exporter {
+	t.Helper()
+	file, err := listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	// LISTEN_PID is the program's own pid, which only a shell that becomes the program knows.
+	command := exec.Command("/bin/sh", slices.Concat(
+		[]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, os.Getenv(programEnv), "--web.systemd-socket"}, args)...)
+	command.ExtraFiles = []*os.File{file}
+	return run(t, command)
+}
+
+// startListening runs the program on an address of its own.
+func startListening(t *testing.T, address string, args ...string) *exporter {
+	t.Helper()
+	e := run(t, exec.Command(os.Getenv(programEnv), append([]string{"--web.listen-address=" + address}, args...)...))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			conn.Close()
+			return e
+		}
+		select {
+		case <-e.exited:
+			t.Fatalf("%s ended instead of listening:\n%s", e.command, e.log)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not listen: %v\n%s", e.command, err, e.log)
+		}
+	}
+}
+
+func run(t *testing.T, command *exec.Cmd) *exporter {
+	t.Helper()
+	e := &exporter{
+		command: command,
+		client:  &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second},
+		log:     new(logBuffer),
+		exited:  make(chan struct{}),
+	}
+	command.Stdout, command.Stderr = e.log, e.log
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(e.exited)
+		_ = command.Wait() // the tests look at ProcessState
+	}()
+	t.Cleanup(func() {
+		e.client.CloseIdleConnections()
+		_ = command.Process.Kill() // it may have ended already
+		<-e.exited
+		if t.Failed() {
+			t.Logf("%s logged:\n%s", command, e.log)
+		}
+	})
+	return e
+}
+
+// stop sends SIGTERM and returns how long the program took to end.
+func (e *exporter) stop(t *testing.T) time.Duration {
+	t.Helper()
+	start := time.Now()
+	if err := e.command.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-e.exited:
+	case <-time.After(20 * time.Second):
+		t.Fatal("still running 20 s after SIGTERM")
+	}
+	return time.Since(start)
+}
+
+// get returns the answer's status, header and body.
+func (e *exporter) get(path string, header http.Header) (*http.Response, []byte, error) {
+	request, err := http.NewRequest(http.MethodGet, "http://exporter"+path, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	maps.Copy(request.Header, header)
+	response, err := e.client.Do(request)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return response, body, err
+}
+
+// scrape returns the page and fails the test when any collector failed.
+func (e *exporter) scrape(t *testing.T) page {
+	t.Helper()
+	p, err := e.tryScrape()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range p["timewait_exporter_collector_success"].GetMetric() {
+		if m.GetGauge().GetValue() != 1 {
+			t.Fatalf("collector failed: %s\n%s", m, e.log)
+		}
+	}
+	return p
+}
+
+func (e *exporter) tryScrape() (page, error) {
+	response, body, err := e.get("/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("status %s: %s", response.Status, body)
+	}
+	return parsePage(bytes.NewReader(body))
+}
+
+// page is one scrape's metric families by name.
+type page map[string]*dto.MetricFamily
+
+func parsePage(r io.Reader) (page, error) {
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(r)
+	if err == nil && len(families) == 0 {
+		err = errors.New("empty metrics page")
+	}
+	return families, err
+}
+
+// series returns the metrics of a family that have all the given labels,
+// written name, value, name, value...
+func (p page) series(name string, labels ...string) []*dto.Metric {
+	var found []*dto.Metric
+	for _, m := range p[name].GetMetric() {
+		values := make(map[string]string)
+		for _, l := range m.GetLabel() {
+			values[l.GetName()] = l.GetValue()
+		}
+		matches := true
+		for pair := range slices.Chunk(labels, 2) {
+			matches = matches && values[pair[0]] == pair[1]
+		}
+		if matches {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+// sum adds up the series that have the given labels; 0 where there are none.
+func (p page) sum(name string, labels ...string) float64 {
+	var total float64
+	for _, m := range p.series(name, labels...) {
+		total += number(m)
+	}
+	return total
+}
+
+// value is the one series that has the given labels.
+func (p page) value(t *testing.T, name string, labels ...string) float64 {
+	t.Helper()
+	found := p.series(name, labels...)
+	if len(found) != 1 {
+		t.Fatalf("%s{%s}: %d series, want 1: %v", name, strings.Join(labels, " "), len(found), found)
+	}
+	return number(found[0])
+}
+
+// want compares the sum of the series that have the given labels.
+func (p page) want(t *testing.T, value float64, name string, labels ...string) {
+	t.Helper()
+	if got := p.sum(name, labels...); got != value {
+		t.Errorf("%s{%s} = %v, want %v; series: %v", name, strings.Join(labels, " "), got, value, p.series(name, labels...))
+	}
+}
+
+func number(m *dto.Metric) float64 {
+	switch {
+	case m.Gauge != nil:
+		return m.GetGauge().GetValue()
+	case m.Counter != nil:
+		return m.GetCounter().GetValue()
+	default:
+		return m.GetUntyped().GetValue()
+	}
+}

@@ -1,0 +1,530 @@
+package kernel
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// established is one connection whose far end is the test.
+type established struct {
+	socket socket
+	far    *farEnd
+}
+
+// A kind is one way a connection can look in the socket table.
+type kind struct {
+	state string
+	// full tells a full socket from a minisock: a minisock is what is left
+	// when nobody can read from or write to the connection any more.
+	full bool
+	// orphan is a full socket that its program has closed.
+	orphan bool
+	count  int
+	reach  func(t *testing.T, c established)
+}
+
+// kinds are those that an established connection can be brought to, in
+// either direction. The counts differ so that no two can be mixed up.
+var kinds = []kind{
+	{"established", true, false, 7, func(*testing.T, established) {}},
+	{"fin_wait1", true, false, 1, func(t *testing.T, c established) {
+		c.socket.shutdown(t)
+	}},
+	{"fin_wait1", true, true, 3, func(t *testing.T, c established) {
+		c.socket.close(t)
+	}},
+	{"fin_wait2", true, false, 2, func(t *testing.T, c established) {
+		c.socket.shutdown(t)
+		c.far.expect(t, flagFIN)
+		c.far.confirm(t)
+	}},
+	{"fin_wait2", true, true, 1, func(t *testing.T, c established) {
+		// The kernel keeps a full socket while more than a minute is left.
+		c.socket.set(t, unix.SOL_TCP, unix.TCP_LINGER2, 100)
+		c.socket.close(t)
+		c.far.expect(t, flagFIN)
+		c.far.confirm(t)
+	}},
+	{"fin_wait2", false, false, 3, func(t *testing.T, c established) {
+		c.socket.close(t)
+		c.far.expect(t, flagFIN)
+		c.far.confirm(t)
+	}},
+	{"time_wait", false, false, 5, func(t *testing.T, c established) {
+		c.socket.close(t)
+		c.far.expect(t, flagFIN)
+		c.far.confirm(t)
+		c.far.finish(t)
+	}},
+	{"time_wait", false, false, 4, func(t *testing.T, c established) {
+		// By way of closing: both ends close at once.
+		c.socket.close(t)
+		c.far.finish(t)
+		c.far.expect(t, flagFIN)
+		c.far.confirm(t)
+	}},
+	{"close_wait", true, false, 4, func(t *testing.T, c established) {
+		c.far.finish(t)
+	}},
+	{"last_ack", true, false, 1, func(t *testing.T, c established) {
+		c.far.finish(t)
+		c.far.expect(t, flagACK)
+		c.socket.shutdown(t)
+	}},
+	{"last_ack", true, true, 2, func(t *testing.T, c established) {
+		c.far.finish(t)
+		c.far.expect(t, flagACK)
+		c.socket.close(t)
+	}},
+	{"closing", true, false, 2, func(t *testing.T, c established) {
+		c.socket.shutdown(t)
+		c.far.finish(t)
+	}},
+	{"established", true, false, 2, func(t *testing.T, c established) {
+		c.far.send(t, flagACK|flagPSH, make([]byte, 1000))
+	}},
+	{"established", true, false, 1, func(t *testing.T, c established) {
+		c.socket.write(t, make([]byte, 500))
+	}},
+	{"closing", true, true, 4, func(t *testing.T, c established) {
+		c.socket.close(t)
+		c.far.finish(t)
+	}},
+}
+
+// stack is one way of speaking IP: the same connections are built in each.
+type stack struct {
+	socket   int // AF_
+	listener netip.Addr
+	near     netip.Addr
+	caller   netip.Addr // remote address of inbound connections
+	server   netip.Addr // remote address of outbound connections
+	port     uint16     // of its listener; two more listen on the next two
+}
+
+var stacks = []stack{
+	{
+		unix.AF_INET, netip.IPv4Unspecified(),
+		wireNear4.Addr(), netip.MustParseAddr("10.9.0.2"), netip.MustParseAddr("10.9.0.3"), 8000,
+	},
+	{
+		unix.AF_INET6, wireNear6.Addr(),
+		wireNear6.Addr(), netip.MustParseAddr("fd00:9::2"), netip.MustParseAddr("fd00:9::3"), 8010,
+	},
+	{ // dual-stack: IPv4 connections of AF_INET6 sockets
+		unix.AF_INET6, netip.IPv6Unspecified(),
+		wireNear4.Addr(), netip.MustParseAddr("10.9.0.4"), netip.MustParseAddr("10.9.0.3"), 8020,
+	},
+}
+
+// row is a line of the socket table as it was built.
+type row struct {
+	stack                  stack
+	direction, state       string
+	full, orphan, accepted bool
+	local, remote          netip.AddrPort
+}
+
+// family is the label: that of the addresses, whichever table has the row.
+func (r row) family() string {
+	if r.local.Addr().Is4() {
+		return "ipv4"
+	}
+	return "ipv6"
+}
+
+// rows is the account of everything a test has built.
+type rows []row
+
+func (rs rows) count(matches func(row) bool) (n int) {
+	for _, r := range rs {
+		if matches(r) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestStates builds every kind of row that a program can make and compares
+// each count with what was built and with the kernel's own.
+func TestStates(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		// 0x2 server side on; 0x200 data in a SYN is taken without a cookie.
+		setSysctl(t, "net/ipv4/tcp_fastopen", "514")
+		w := newWire(t)
+		var rs rows
+		for _, s := range stacks {
+			rs = append(rs, buildInbound(t, w, s)...)
+			rs = append(rs, buildOutbound(t, w, s)...)
+			rs = append(rs, buildUnaccepted(t, w, s)...)
+			rs = append(rs, buildFastOpen(t, w, s)...)
+		}
+		rs = append(rs, buildSharedPort(t, w)...)
+		rs.settle(t)
+
+		for _, source := range sources(t) {
+			t.Run(source, func(t *testing.T) {
+				p := startExporter(t, "--collector.source="+source).scrape(t)
+				p.want(t, 1, "timewait_exporter_source_info", "source", source)
+				rs.compareTable(t, p)
+				rs.compareRemotes(t, p)
+				rs.comparePorts(t, p)
+				rs.compareListeners(t, p)
+				rs.compareQueues(t, p)
+				rs.compareTimeWaits(t, p)
+			})
+		}
+	})
+}
+
+// TestTableSizes scrapes tables of every length up to several pages: a reader
+// that stops before the end of a file must know the end from the end of a page.
+// Rows of TIME_WAIT are shorter than others, so pages are filled differently.
+func TestTableSizes(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		const steps = 120
+		es := startExporters(t)
+		services := []service{serve(t, loopback4, 9000), serve(t, loopback6, 9000)}
+		rows := 1
+		for step := range steps {
+			for _, p := range es.scrape(t) {
+				for _, family := range []string{"ipv4", "ipv6"} {
+					if got := p.sum("tcp_connections", "family", family); got != float64(rows) {
+						t.Fatalf("%v rows of %s, built were %d", got, family, rows)
+					}
+				}
+			}
+			for _, s := range services {
+				p := s.mustConnectFrom(t, s.at.Addr(), uint16(20000+step), 1)[0]
+				if step%2 == 0 {
+					p.closeServerFirst(t)
+				}
+			}
+			rows += 1 + step%2
+		}
+	})
+}
+
+// buildInbound makes connections from the wire to a listener that accepts.
+func buildInbound(t *testing.T, w *wire, s stack) (rs rows) {
+	at := netip.AddrPortFrom(s.listener, s.port)
+	listener := listen(t, at, 100)
+	rs = append(rs, row{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at})
+
+	near := netip.AddrPortFrom(s.near, s.port)
+	far := netip.AddrPortFrom(s.caller, 1000)
+	next := func() netip.AddrPort {
+		far = netip.AddrPortFrom(far.Addr(), far.Port()+1)
+		return far
+	}
+	for _, k := range kinds {
+		for range k.count {
+			f := w.call(t, next(), near)
+			f.confirm(t)
+			k.reach(t, established{listener.accept(t), f})
+			rs = append(rs, row{s, "inbound", k.state, k.full, k.orphan, true, near, far})
+		}
+	}
+	for range 6 {
+		w.call(t, next(), near)
+		rs = append(rs, row{s, "inbound", "syn_recv", false, false, false, near, far})
+	}
+	return rs
+}
+
+// buildOutbound makes connections from the namespace to the wire.
+func buildOutbound(t *testing.T, w *wire, s stack) (rs rows) {
+	far := netip.AddrPortFrom(s.server, 443)
+	for _, k := range kinds {
+		for range k.count + 1 {
+			so := newSocket(t, s.socket)
+			so.start(t, far)
+			near := so.local(t)
+			k.reach(t, established{so, w.answer(t, near, far)})
+			rs = append(rs, row{s, "outbound", k.state, k.full, k.orphan, true, near, far})
+		}
+	}
+	for range 5 {
+		so := newSocket(t, s.socket)
+		so.start(t, far)
+		rs = append(rs, row{s, "outbound", "syn_sent", true, false, true, so.local(t), far})
+	}
+	return rs
+}
+
+// buildUnaccepted makes connections that the kernel has accepted and the
+// program has not. One of them the far end resets: it leaves the table, but
+// not the queue.
+func buildUnaccepted(t *testing.T, w *wire, s stack) (rs rows) {
+	at := netip.AddrPortFrom(s.listener, s.port+1)
+	listen(t, at, 100)
+	rs = append(rs, row{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at})
+
+	near := netip.AddrPortFrom(s.near, s.port+1)
+	for i, state := range []string{"established", "established", "established", "close_wait", "close_wait", "close"} {
+		f := w.call(t, netip.AddrPortFrom(s.caller, uint16(2000+i)), near)
+		f.confirm(t)
+		switch state {
+		case "close_wait":
+			f.finish(t)
+		case "close":
+			f.send(t, flagRST, nil)
+			continue
+		}
+		rs = append(rs, row{s, "inbound", state, true, false, false, near, f.far})
+	}
+	return rs
+}
+
+// buildFastOpen makes a connection whose SYN carried data: half open like a
+// request socket, but already a full socket that accept() would return.
+func buildFastOpen(t *testing.T, w *wire, s stack) rows {
+	at := netip.AddrPortFrom(s.listener, s.port+2)
+	listener := listen(t, at, 100)
+	listener.set(t, unix.SOL_TCP, unix.TCP_FASTOPEN, 10)
+
+	near := netip.AddrPortFrom(s.near, s.port+2)
+	f := &farEnd{wire: w, near: near, far: netip.AddrPortFrom(s.caller, 3000), seq: 1000}
+	f.send(t, flagSYN, []byte("hello"))
+	f.expect(t, flagSYN|flagACK)
+	return rows{
+		{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at},
+		{s, "inbound", "syn_recv", true, false, false, near, f.far},
+	}
+}
+
+// buildSharedPort makes an outbound connection from a port on which somebody
+// listens, but on another address.
+func buildSharedPort(t *testing.T, w *wire) rows {
+	s := stacks[0]
+	at := netip.MustParseAddrPort("127.0.0.1:8030")
+	near := netip.AddrPortFrom(s.near, at.Port())
+	far := netip.AddrPortFrom(s.server, 444)
+	listen(t, at, 100)
+	so := newSocket(t, s.socket)
+	so.bind(t, near)
+	so.start(t, far)
+	w.answer(t, near, far)
+	return rows{
+		{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at},
+		{s, "outbound", "established", true, false, true, near, far},
+	}
+}
+
+// settle waits until the kernel shows what was built, and checks the
+// bookkeeping by the kernel's own counters.
+func (rs rows) settle(t *testing.T) {
+	t.Helper()
+	type place struct {
+		table int // AF_
+		state string
+	}
+	want := make(map[place]int)
+	for _, r := range rs {
+		want[place{r.stack.socket, r.state}]++
+	}
+	var have map[place]int
+	eventually(t, func() bool {
+		have = make(map[place]int)
+		for _, r := range readTable(t) {
+			have[place{r.table, r.state}]++
+		}
+		return maps.Equal(have, want)
+	}, func() string { return fmt.Sprintf("the kernel lists %v, built were %v", have, want) })
+
+	s := readSockstat(t)
+	for _, c := range []struct {
+		name       string
+		have, want int
+	}{
+		{"sockstat TCP inuse", s.inUse4, rs.count(func(r row) bool { return r.full && r.stack.socket == unix.AF_INET })},
+		{"sockstat6 TCP6 inuse", s.inUse6, rs.count(func(r row) bool { return r.full && r.stack.socket == unix.AF_INET6 })},
+		{"sockstat tw", s.timeWait, rs.count(func(r row) bool { return !r.full && r.state != "syn_recv" })},
+		{"snmp CurrEstab", currEstab(t), rs.count(func(r row) bool { return r.state == "established" || r.state == "close_wait" })},
+	} {
+		if c.have != c.want {
+			t.Fatalf("%s = %d, built were %d", c.name, c.have, c.want)
+		}
+	}
+}
+
+func (rs rows) compareTable(t *testing.T, p page) {
+	for _, family := range []string{"ipv4", "ipv6"} {
+		for _, state := range states {
+			for _, direction := range directions(state) {
+				n := rs.count(func(r row) bool {
+					return r.family() == family && r.direction == direction && r.state == state
+				})
+				if n == 0 && state != "close" {
+					t.Errorf("no %s %s %s was built", family, direction, state)
+				}
+				if got := p.value(t, "tcp_connections", "family", family, "direction", direction, "state", state); got != float64(n) {
+					t.Errorf("tcp_connections{%s %s %s} = %v, built were %d", family, direction, state, got, n)
+				}
+			}
+		}
+	}
+	p.want(t, float64(len(rs)), "tcp_connections")
+	p.want(t, float64(rs.count(func(r row) bool { return r.orphan })), "tcp_orphan_connections")
+}
+
+func (rs rows) compareRemotes(t *testing.T, p page) {
+	type key struct{ remote, direction, state string }
+	want := make(map[key]float64)
+	remotes := make(map[string]map[netip.Addr]bool)
+	for _, r := range rs {
+		if r.state == "listen" {
+			continue
+		}
+		want[key{r.remote.Addr().String(), r.direction, r.state}]++
+		if remotes[r.direction] == nil {
+			remotes[r.direction] = make(map[netip.Addr]bool)
+		}
+		remotes[r.direction][r.remote.Addr()] = true
+	}
+	for k, n := range want {
+		p.want(t, n, "tcp_remote_connections", "remote_ip", k.remote, "direction", k.direction, "state", k.state)
+	}
+	p.want(t, float64(rs.count(func(r row) bool { return r.state != "listen" })), "tcp_remote_connections")
+	for direction, ips := range remotes {
+		p.want(t, float64(len(ips)), "tcp_remote_ips", "direction", direction)
+	}
+
+	for _, state := range []string{"established", "time_wait", "close_wait", "syn_recv"} {
+		for _, direction := range directions(state) {
+			var largest, all float64
+			for k, n := range want {
+				if k.direction == direction && k.state == state {
+					largest, all = max(largest, n), all+n
+				}
+			}
+			got := p.value(t, "tcp_remote_top_share_ratio", "direction", direction, "state", state)
+			if math.Abs(got-largest/all) > 1e-9 {
+				t.Errorf("tcp_remote_top_share_ratio{%s %s} = %v, want %v of %v", direction, state, got, largest, all)
+			}
+		}
+	}
+}
+
+// comparePorts looks at the ephemeral ports: those of outbound rows, here.
+func (rs rows) comparePorts(t *testing.T, p page) {
+	low, high := p.value(t, "tcp_ephemeral_port_range_low"), p.value(t, "tcp_ephemeral_port_range_high")
+	type triple struct {
+		local  netip.Addr
+		remote netip.AddrPort
+	}
+	type key struct {
+		triple
+		state string
+	}
+	want := make(map[key]float64)
+	destinations := make(map[triple]bool)
+	used := make(map[uint16]bool)
+	for _, r := range rs {
+		if r.direction == "outbound" {
+			destinations[triple{r.local.Addr(), r.remote}] = true
+		}
+		if port := float64(r.local.Port()); low <= port && port <= high {
+			want[key{triple{r.local.Addr(), r.remote}, r.state}]++
+			used[r.local.Port()] = true
+		}
+	}
+	p.want(t, high-low+1, "tcp_ephemeral_ports")
+	p.want(t, float64(len(used)), "tcp_ephemeral_ports_used")
+	p.want(t, float64(len(destinations)), "tcp_destinations")
+	var sum float64
+	for k, n := range want {
+		sum += n
+		p.want(t, n, "tcp_destination_ports_used", "local_ip", k.local.String(),
+			"remote_ip", k.remote.Addr().String(), "remote_port", fmt.Sprint(k.remote.Port()), "state", k.state)
+	}
+	p.want(t, sum, "tcp_destination_ports_used")
+}
+
+func (rs rows) compareListeners(t *testing.T, p page) {
+	type key struct{ port, state string }
+	connections := make(map[key]float64)
+	unaccepted := make(map[string]float64)
+	for _, r := range rs {
+		if r.direction != "inbound" || r.state == "listen" {
+			continue
+		}
+		port := fmt.Sprint(r.local.Port())
+		connections[key{port, r.state}]++
+		if !r.accepted && r.state != "syn_recv" {
+			unaccepted[port]++
+		}
+	}
+	var sum float64
+	for k, n := range connections {
+		sum += n
+		p.want(t, n, "tcp_listener_connections", "local_port", k.port, "state", k.state)
+	}
+	p.want(t, sum, "tcp_listener_connections")
+	for _, s := range stacks {
+		// accepted; three and two and the one that was reset; fast open.
+		for i, queue := range []float64{0, 6, 1} {
+			port := fmt.Sprint(int(s.port) + i)
+			p.want(t, unaccepted[port], "tcp_listener_unaccepted_connections", "local_port", port)
+			if got := p.value(t, "tcp_listener_accept_queue", "local_ip", s.listener.String(), "local_port", port); got != queue {
+				t.Errorf("tcp_listener_accept_queue{%s:%s} = %v, want %v", s.listener, port, got, queue)
+			}
+			if len(sources(t)) > 1 {
+				p.want(t, 100, "tcp_listener_accept_queue_limit", "local_ip", s.listener.String(), "local_port", port)
+			}
+		}
+	}
+}
+
+// compareQueues reads the sums off the table: a FIN or SYN takes one byte of
+// the sequence space, so the columns are no round numbers.
+func (rs rows) compareQueues(t *testing.T, p page) {
+	local := make(map[netip.AddrPort]string)
+	for _, r := range rs {
+		local[r.local] = r.direction
+	}
+	type key struct{ direction, queue string }
+	want := make(map[key]float64)
+	for _, r := range readTable(t) {
+		if r.state != "listen" {
+			want[key{local[r.local], "receive"}] += float64(r.receiveQueue)
+			want[key{local[r.local], "send"}] += float64(r.sendQueue)
+		}
+	}
+	for _, direction := range []string{"inbound", "outbound"} {
+		for _, queue := range []string{"receive", "send"} {
+			p.want(t, want[key{direction, queue}], "tcp_queue_bytes", "direction", direction, "queue", queue)
+		}
+	}
+	// What the kinds with data hold in the three stacks, at the least.
+	if n := want[key{"inbound", "receive"}]; n < 3*2*1000 {
+		t.Errorf("inbound receive queues hold %v bytes, want at least 6000", n)
+	}
+	if n := want[key{"outbound", "send"}]; n < 3*2*500 {
+		t.Errorf("outbound send queues hold %v bytes, want at least 3000", n)
+	}
+}
+
+func (rs rows) compareTimeWaits(t *testing.T, p page) {
+	p.want(t, float64(readSockstat(t).timeWait), "tcp_time_wait_sockets")
+	for _, direction := range []string{"inbound", "outbound"} {
+		n := rs.count(func(r row) bool { return r.direction == direction && r.state == "time_wait" })
+		found := p.series("tcp_time_wait_remaining_seconds", "direction", direction)
+		if len(found) != 1 || found[0].Histogram == nil {
+			t.Fatalf("tcp_time_wait_remaining_seconds{%s}: %v, want one histogram", direction, found)
+		}
+		h := found[0].GetHistogram()
+		if h.GetSampleCount() != uint64(n) {
+			t.Errorf("tcp_time_wait_remaining_seconds{%s} counts %d, built were %d", direction, h.GetSampleCount(), n)
+		}
+		// They are seconds old, of TCP_TIMEWAIT_LEN = 60 s.
+		if mean := h.GetSampleSum() / float64(n); mean < 40 || mean > 60.1 {
+			t.Errorf("tcp_time_wait_remaining_seconds{%s}: mean %v, want nearly 60", direction, mean)
+		}
+	}
+}

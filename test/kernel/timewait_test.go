@@ -1,0 +1,218 @@
+package kernel
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestServerSideTimeWait is what a host behind a load balancer looks like
+// whose server closes first: thousands of TIME_WAITs, one remote address, and
+// not a single ephemeral port of this host's.
+func TestServerSideTimeWait(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		const connections = 3000
+		balancer := netip.MustParseAddr("127.0.0.2")
+		s := serve(t, loopback4, 9000)
+		// From ports of their own, so that none comes back to one that the server
+		// still has in TIME_WAIT: the kernel would give that up for the new one.
+		for _, p := range s.mustConnectFrom(t, balancer, 2000, connections) {
+			p.closeServerFirst(t)
+		}
+
+		for _, p := range startExporters(t).scrape(t) {
+			p.want(t, connections, "tcp_connections", "family", "ipv4", "direction", "inbound", "state", "time_wait")
+			p.want(t, 0, "tcp_connections", "direction", "outbound")
+			p.want(t, connections, "tcp_remote_connections", "remote_ip", balancer.String(), "direction", "inbound", "state", "time_wait")
+			p.want(t, connections, "tcp_remote_connections")
+			p.want(t, 1, "tcp_remote_ips", "direction", "inbound")
+			p.want(t, 1, "tcp_remote_top_share_ratio", "direction", "inbound", "state", "time_wait")
+			p.want(t, 0, "tcp_remote_top_share_ratio", "direction", "outbound", "state", "time_wait")
+			p.want(t, connections, "tcp_listener_connections", "local_port", "9000", "state", "time_wait")
+			p.want(t, 0, "tcp_ephemeral_ports_used")
+			p.want(t, 0, "tcp_destinations")
+			p.want(t, 0, "tcp_ephemeral_port_utilisation_ratio")
+			p.want(t, connections, "tcp_time_wait_sockets")
+			p.want(t, connections, "tcp_time_wait_started_total", "timer", "full")
+		}
+	})
+}
+
+// TestTimeWaitLimit makes more TIME_WAITs than tcp_max_tw_buckets allows.
+func TestTimeWaitLimit(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net/ipv4/tcp_max_tw_buckets", "20")
+		s := serve(t, loopback4, 9000)
+		for _, p := range s.mustConnect(t, 50) {
+			p.closeClientFirst(t)
+		}
+		for _, p := range startExporters(t).scrape(t) {
+			p.want(t, 20, "tcp_time_wait_limit")
+			p.want(t, 20, "tcp_time_wait_sockets")
+			p.want(t, 20, "tcp_connections", "state", "time_wait")
+			p.want(t, 30, "tcp_time_wait_overflows_total")
+		}
+	})
+}
+
+// TestLimits sets every limit of the namespace to a value of its own.
+func TestLimits(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		for name, value := range map[string]string{
+			"net/ipv4/tcp_max_tw_buckets":      "12345",
+			"net/ipv4/tcp_tw_reuse":            "1",
+			"net/ipv4/tcp_fin_timeout":         "17",
+			"net/core/somaxconn":               "777",
+			"net/ipv4/tcp_max_syn_backlog":     "333",
+			"net/ipv4/ip_local_port_range":     "12000 13000",
+			"net/ipv4/ip_local_reserved_ports": "1,3,12000-12009,12999-14000",
+		} {
+			setSysctl(t, name, value)
+		}
+		p := startExporter(t).scrape(t)
+		p.want(t, 12345, "tcp_time_wait_limit")
+		p.want(t, 1, "tcp_time_wait_reuse_mode")
+		p.want(t, 17, "tcp_fin_timeout_seconds")
+		p.want(t, 777, "tcp_listen_backlog_limit")
+		p.want(t, 333, "tcp_syn_backlog_limit")
+		p.want(t, 12000, "tcp_ephemeral_port_range_low")
+		p.want(t, 13000, "tcp_ephemeral_port_range_high")
+		p.want(t, 1001-10-2, "tcp_ephemeral_ports")
+		if p.sum("tcp_file_handles_limit") < p.sum("tcp_file_handles") || p.sum("tcp_file_handles") == 0 {
+			t.Errorf("%v file handles of %v", p.sum("tcp_file_handles"), p.sum("tcp_file_handles_limit"))
+		}
+		// removed from the kernel in Linux 4.12
+		if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_recycle"); err != nil && len(p.series("tcp_time_wait_recycle_enabled")) != 0 {
+			t.Errorf("tcp_time_wait_recycle_enabled is there, but the sysctl is not")
+		}
+	})
+}
+
+// TestCounters moves the kernel's counters and compares every one.
+func TestCounters(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net/ipv4/tcp_fin_timeout", "3")
+		setSysctl(t, "net/ipv4/tcp_tw_reuse", "1")
+		s := serve(t, loopback4, 9000)
+
+		// TW, TWKilled: a FIN_WAIT2 of 3 s is armed with a short timer.
+		for _, p := range s.mustConnect(t, 3) {
+			p.closeClientFirst(t)
+		}
+		for _, p := range s.mustConnect(t, 2) {
+			p.client.close(t)
+			p.server.awaitEOF(t)
+		}
+		// TCPAbortOnClose: closed with unread data. TCPAbortOnData: data after close.
+		pairs := s.mustConnect(t, 3)
+		pairs[0].client.write(t, []byte("unread"))
+		pairs[0].server.close(t)
+		pairs[1].client.close(t)
+		pairs[1].server.write(t, []byte("late"))
+		// EstabResets, OutRsts, TCPAbortOnData: SO_LINGER with no time.
+		if err := unix.SetsockoptLinger(pairs[2].client.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+			t.Fatal(err)
+		}
+		pairs[2].client.close(t)
+		// AttemptFails: nobody listens there.
+		if err := newSocket(t, unix.AF_INET).tryConnect(netip.MustParseAddrPort("127.0.0.1:9")); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Fatalf("connect to a port without listener: %v, want ECONNREFUSED", err)
+		}
+		// ListenOverflows, ListenDrops: backlog 0 holds one connection.
+		full := netip.MustParseAddrPort("127.0.0.1:9100")
+		listen(t, full, 0)
+		for range 4 {
+			newSocket(t, unix.AF_INET).start(t, full)
+		}
+
+		e := startExporter(t)
+		// SYNs to the full listener are sent again, so the counters may move
+		// between two looks at them: compare when they did not.
+		var p page
+		var before, after map[string]float64
+		eventually(t, func() bool {
+			before = readCounters(t)
+			p = e.scrape(t)
+			after = readCounters(t)
+			return sameCounters(before, after)
+		}, func() string { return "the kernel's counters never rest" })
+
+		for _, c := range []struct {
+			kernel  string
+			minimum float64
+			metric  string
+			labels  []string
+		}{
+			{"Tcp.ActiveOpens", 9, "tcp_active_opens_total", nil},
+			{"Tcp.PassiveOpens", 9, "tcp_passive_opens_total", nil},
+			{"Tcp.AttemptFails", 1, "tcp_attempt_fails_total", nil},
+			{"Tcp.EstabResets", 1, "tcp_established_resets_total", nil},
+			{"Tcp.RetransSegs", 0, "tcp_retransmitted_segments_total", nil},
+			{"Tcp.OutRsts", 1, "tcp_out_resets_total", nil},
+			{"TcpExt.TW", 3, "tcp_time_wait_started_total", []string{"timer", "full"}},
+			{"TcpExt.TWKilled", 2, "tcp_time_wait_started_total", []string{"timer", "short"}},
+			{"TcpExt.TWRecycled", 0, "tcp_time_wait_reused_total", nil},
+			{"TcpExt.TCPTimeWaitOverflow", 0, "tcp_time_wait_overflows_total", nil},
+			{"TcpExt.ListenOverflows", 1, "tcp_listen_overflows_total", nil},
+			{"TcpExt.ListenDrops", 1, "tcp_listen_drops_total", nil},
+			{"TcpExt.SyncookiesSent", 0, "tcp_syn_cookies_sent_total", nil},
+			{"TcpExt.TCPAbortOnData", 1, "tcp_aborts_total", []string{"reason", "data"}},
+			{"TcpExt.TCPAbortOnClose", 1, "tcp_aborts_total", []string{"reason", "close"}},
+			{"TcpExt.TCPAbortOnMemory", 0, "tcp_aborts_total", []string{"reason", "memory"}},
+			{"TcpExt.TCPAbortOnTimeout", 0, "tcp_aborts_total", []string{"reason", "timeout"}},
+			{"TcpExt.TCPAbortOnLinger", 0, "tcp_aborts_total", []string{"reason", "linger"}},
+			{"TcpExt.TCPAbortFailed", 0, "tcp_aborts_total", []string{"reason", "failed"}},
+		} {
+			value, ok := after[c.kernel]
+			if !ok {
+				t.Errorf("the kernel has no %s", c.kernel)
+				continue
+			}
+			if value < c.minimum {
+				t.Errorf("%s is %v, the test made at least %v", c.kernel, value, c.minimum)
+			}
+			if got := p.value(t, c.metric, c.labels...); got != value {
+				t.Errorf("%s%v = %v, %s is %v", c.metric, c.labels, got, c.kernel, value)
+			}
+		}
+	})
+}
+
+// readCounters reads net/snmp and net/netstat: a line of names, then one of values.
+func readCounters(t *testing.T) map[string]float64 {
+	t.Helper()
+	counters := make(map[string]float64)
+	for _, file := range []string{"/proc/self/net/snmp", "/proc/self/net/netstat"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		for i := 0; i+1 < len(lines); i += 2 {
+			names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
+			for j := 1; j < len(names); j++ {
+				value, err := strconv.ParseFloat(values[j], 64)
+				if err != nil {
+					t.Fatalf("%s: %v", file, err)
+				}
+				counters[strings.TrimSuffix(names[0], ":")+"."+names[j]] = value
+			}
+		}
+	}
+	return counters
+}
+
+// sameCounters compares what belongs to TCP.
+func sameCounters(a, b map[string]float64) bool {
+	for name, value := range a {
+		if strings.HasPrefix(name, "Tcp") && b[name] != value {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,273 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TCP flags, RFC 9293 section 3.1.
+const (
+	flagFIN = 1 << iota
+	flagSYN
+	flagRST
+	flagPSH
+	flagACK
+)
+
+// wire is a link whose far end is no kernel but this test: it sends exactly
+// the segments it is told to and answers nothing by itself. So a connection
+// stays in whichever state the test has brought it to.
+type wire struct {
+	fd   int // AF_PACKET socket on the far end of a veth pair
+	near net.HardwareAddr
+}
+
+var (
+	wireNear4 = netip.MustParsePrefix("10.9.0.1/24")
+	wireNear6 = netip.MustParsePrefix("fd00:9::1/64")
+)
+
+// newWire makes the link and gives the namespace an IPv4 and an IPv6 address on it.
+func newWire(t *testing.T) *wire {
+	t.Helper()
+	addVeth(t, "near", "far")
+	setLinkUp(t, "far", 0)
+	setLinkUp(t, "near", unix.IFF_NOARP) // nobody answers ARP or neighbour discovery on the far end
+	addAddress(t, "near", wireNear4)
+	addAddress(t, "near", wireNear6)
+
+	// struct sockaddr_ll wants the protocol in network order.
+	all := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(os.NewSyscallError("socket", err))
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 10_000}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: int(linkIndex(t, "far"))}); err != nil {
+		t.Fatal(os.NewSyscallError("bind", err))
+	}
+	link, err := net.InterfaceByName("near")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &wire{fd: fd, near: link.HardwareAddr}
+
+	// The kernel starts a link's queue and the addresses of IPv6 in the background
+	// (net/core/link_watch.c, net/ipv6/addrconf.c) and drops what is sent before. A
+	// port without listener answers a SYN with RST.
+	for _, near := range []netip.Addr{wireNear4.Addr(), wireNear6.Addr()} {
+		probe := segment{from: netip.AddrPortFrom(near.Next(), 9), to: netip.AddrPortFrom(near, 9), flags: flagSYN}
+		eventually(t, func() bool {
+			w.send(t, probe)
+			answer, ok := w.next(t)
+			return ok && answer.to == probe.from && answer.flags&flagRST != 0
+		}, func() string { return "no answer from " + near.String() + " over the wire" })
+	}
+	return w
+}
+
+// segment is one TCP segment without options.
+type segment struct {
+	from, to netip.AddrPort
+	seq, ack uint32
+	flags    byte
+	payload  []byte
+}
+
+// length is what the segment takes of the sequence space, RFC 9293 section 3.4.
+func (s segment) length() uint32 {
+	n := uint32(len(s.payload))
+	if s.flags&flagSYN != 0 {
+		n++
+	}
+	if s.flags&flagFIN != 0 {
+		n++
+	}
+	return n
+}
+
+// send puts a segment on the wire toward the namespace's own stack.
+func (w *wire) send(t *testing.T, s segment) {
+	t.Helper()
+	frame := slices.Concat(w.near, w.near, s.packet())
+	if _, err := unix.Write(w.fd, frame); err != nil {
+		t.Fatalf("send %+v: %v", s, err)
+	}
+}
+
+// next reads one segment of the namespace's; false when none comes soon.
+func (w *wire) next(t *testing.T) (segment, bool) {
+	t.Helper()
+	frame := make([]byte, 1<<16)
+	n, err := unix.Read(w.fd, frame)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		return segment{}, false
+	}
+	if err != nil {
+		t.Fatal(os.NewSyscallError("read", err))
+	}
+	return parseFrame(frame[:n])
+}
+
+// receive waits for a segment from near to far that has all of flags set.
+func (w *wire) receive(t *testing.T, near, far netip.AddrPort, flags byte) segment {
+	t.Helper()
+	var s segment
+	eventually(t, func() bool {
+		for {
+			var ok bool
+			if s, ok = w.next(t); !ok {
+				return false
+			}
+			if s.from == near && s.to == far && s.flags&flags == flags && s.flags&flagRST == 0 {
+				return true
+			}
+		}
+	}, func() string { return fmt.Sprintf("no segment with flags %#x from %s to %s", flags, near, far) })
+	return s
+}
+
+// packet is the segment from EtherType on: an IP packet without options.
+func (s segment) packet() []byte {
+	tcp := binary.BigEndian.AppendUint16(nil, s.from.Port())
+	tcp = binary.BigEndian.AppendUint16(tcp, s.to.Port())
+	tcp = binary.BigEndian.AppendUint32(tcp, s.seq)
+	tcp = binary.BigEndian.AppendUint32(tcp, s.ack)
+	tcp = append(tcp, 5<<4, s.flags, 0xff, 0xff, 0, 0, 0, 0) // header words, flags, window, checksum, urgent
+	tcp = append(tcp, s.payload...)
+
+	addresses := slices.Concat(s.from.Addr().AsSlice(), s.to.Addr().AsSlice())
+	pseudo := binary.BigEndian.AppendUint32(addresses, uint32(len(tcp)))
+	pseudo = binary.BigEndian.AppendUint32(pseudo, unix.IPPROTO_TCP)
+	binary.BigEndian.PutUint16(tcp[16:], checksum(slices.Concat(pseudo, tcp)))
+
+	if s.to.Addr().Is6() {
+		ip := []byte{6 << 4, 0, 0, 0}
+		ip = binary.BigEndian.AppendUint16(ip, uint16(len(tcp)))
+		ip = append(ip, unix.IPPROTO_TCP, 64)
+		return slices.Concat(binary.BigEndian.AppendUint16(nil, unix.ETH_P_IPV6), ip, addresses, tcp)
+	}
+	ip := []byte{4<<4 | 5, 0}
+	ip = binary.BigEndian.AppendUint16(ip, uint16(20+len(tcp)))
+	ip = append(ip, 0, 0, 0, 0, 64, unix.IPPROTO_TCP, 0, 0) // id, fragment, TTL, protocol, checksum
+	ip = append(ip, addresses...)
+	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+	return slices.Concat(binary.BigEndian.AppendUint16(nil, unix.ETH_P_IP), ip, tcp)
+}
+
+// checksum is the Internet checksum, RFC 1071.
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	if len(b)%2 == 1 {
+		sum += uint32(b[len(b)-1]) << 8
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// parseFrame reads an Ethernet frame; false for what is not a TCP segment.
+func parseFrame(frame []byte) (segment, bool) {
+	if len(frame) < 14+20+20 {
+		return segment{}, false
+	}
+	var from, to netip.Addr
+	var tcp []byte
+	ip := frame[14:]
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case unix.ETH_P_IP:
+		if ip[9] != unix.IPPROTO_TCP {
+			return segment{}, false
+		}
+		from, to = netip.AddrFrom4([4]byte(ip[12:])), netip.AddrFrom4([4]byte(ip[16:]))
+		tcp = ip[int(ip[0]&0xf)*4 : binary.BigEndian.Uint16(ip[2:])]
+	case unix.ETH_P_IPV6:
+		if ip[6] != unix.IPPROTO_TCP {
+			return segment{}, false
+		}
+		from, to = netip.AddrFrom16([16]byte(ip[8:])), netip.AddrFrom16([16]byte(ip[24:]))
+		tcp = ip[40 : 40+int(binary.BigEndian.Uint16(ip[4:]))]
+	default:
+		return segment{}, false
+	}
+	return segment{
+		from:    netip.AddrPortFrom(from, binary.BigEndian.Uint16(tcp)),
+		to:      netip.AddrPortFrom(to, binary.BigEndian.Uint16(tcp[2:])),
+		seq:     binary.BigEndian.Uint32(tcp[4:]),
+		ack:     binary.BigEndian.Uint32(tcp[8:]),
+		flags:   tcp[13],
+		payload: tcp[int(tcp[12]>>4)*4:],
+	}, true
+}
+
+// farEnd is the test's end of one connection.
+type farEnd struct {
+	wire      *wire
+	near, far netip.AddrPort
+	seq       uint32 // next byte to send
+	ack       uint32 // next byte expected
+}
+
+// call opens a connection from far to a listener at near. Until it is
+// confirmed the kernel has it half open (SYN_RECV).
+func (w *wire) call(t *testing.T, far, near netip.AddrPort) *farEnd {
+	t.Helper()
+	f := &farEnd{wire: w, near: near, far: far, seq: 1000}
+	f.send(t, flagSYN, nil)
+	f.expect(t, flagSYN|flagACK)
+	return f
+}
+
+// answer accepts a connection that the kernel is opening from near to far.
+func (w *wire) answer(t *testing.T, near, far netip.AddrPort) *farEnd {
+	t.Helper()
+	syn := w.receive(t, near, far, flagSYN)
+	f := &farEnd{wire: w, near: near, far: far, seq: 1000, ack: syn.seq + 1}
+	f.send(t, flagSYN|flagACK, nil)
+	f.expect(t, flagACK)
+	return f
+}
+
+// confirm acknowledges everything received so far.
+func (f *farEnd) confirm(t *testing.T) {
+	t.Helper()
+	f.send(t, flagACK, nil)
+}
+
+// finish ends the far end's stream.
+func (f *farEnd) finish(t *testing.T) {
+	t.Helper()
+	f.send(t, flagFIN|flagACK, nil)
+}
+
+func (f *farEnd) send(t *testing.T, flags byte, payload []byte) {
+	t.Helper()
+	s := segment{from: f.far, to: f.near, seq: f.seq, flags: flags, payload: payload}
+	if flags&flagACK != 0 {
+		s.ack = f.ack
+	}
+	f.wire.send(t, s)
+	f.seq += s.length()
+}
+
+// expect waits for a segment with these flags, not acknowledging it yet.
+func (f *farEnd) expect(t *testing.T, flags byte) {
+	t.Helper()
+	s := f.wire.receive(t, f.near, f.far, flags)
+	f.ack = s.seq + s.length()
+}
