@@ -1,0 +1,296 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+)
+
+// openNamespace makes the private network namespace ready for as many sockets as asked.
+func openNamespace() error {
+	if err := setLinkUp("lo"); err != nil {
+		return err
+	}
+	for name, value := range map[string]string{
+		// Past this many TIME_WAITs the kernel drops new ones.
+		"net/ipv4/tcp_max_tw_buckets": "4000000",
+		// Or connect() takes over TIME_WAITs on loopback and the table does not grow.
+		"net/ipv4/tcp_tw_reuse": "0",
+	} {
+		if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setLinkUp(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request); err != nil {
+		return fmt.Errorf("link %s up: %w", name, err)
+	}
+	return nil
+}
+
+// A tableCount is the kernel's own count of the rows of /proc/net/tcp, made without a walk.
+type tableCount struct {
+	rows      int
+	minisocks int // of them: TIME_WAIT and FIN_WAIT2
+}
+
+func countTable() (tableCount, error) {
+	fs, err := procfs.NewDefaultFS()
+	if err != nil {
+		return tableCount{}, err
+	}
+	stat, err := fs.NetSockstat()
+	if err != nil {
+		return tableCount{}, err
+	}
+	for _, p := range stat.Protocols {
+		if p.Protocol == "TCP" && p.TW != nil {
+			return tableCount{rows: p.InUse + *p.TW, minisocks: *p.TW}, nil
+		}
+	}
+	return tableCount{}, errors.New("/proc/net/sockstat: no TCP tw")
+}
+
+// A builder makes connections to a listener of its own. The picture is that of a host with the
+// one address 127.0.0.1: half of the connections come in from clients 127.1.x.y, the other half
+// go out to servers 127.2.x.y. Not for concurrent use.
+type builder struct {
+	listener int // file descriptor, bound to 0.0.0.0: all of 127.0.0.0/8 reaches it
+	port     int
+	remotes  int
+	made     int
+}
+
+// Ports of the listeners: below the ephemeral range, so that they take nothing from it.
+const (
+	fillPort  = 20000 // and one more for each further builder
+	churnPort = 20999
+	holdPort  = 21000 // and one more for each further holder
+)
+
+func newBuilder(port, remotes int) (*builder, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	if err := cmp.Or(unix.Bind(fd, &unix.SockaddrInet4{Port: port}), unix.Listen(fd, 16)); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("listen on port %d: %w", port, err)
+	}
+	return &builder{listener: fd, port: port, remotes: remotes}, nil
+}
+
+// connect makes the next connection: inbound and outbound ones in turn, each to the next remote.
+// ours is the end at 127.0.0.1.
+func (b *builder) connect() (ours, theirs int, err error) {
+	inbound := b.made%2 == 1
+	remote := b.made / 2 % b.remotes
+	b.made++
+
+	from, to := [4]byte{127, 0, 0, 1}, [4]byte{127, 2, byte(remote >> 8), byte(remote)}
+	if inbound {
+		from, to = [4]byte{127, 1, byte(remote >> 8), byte(remote)}, from
+	}
+	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, 0, fmt.Errorf("socket: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = unix.Close(client)
+		}
+	}()
+	// The address alone, ip(7): the port is chosen by connect(), per destination.
+	if err := unix.SetsockoptInt(client, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+		return 0, 0, fmt.Errorf("IP_BIND_ADDRESS_NO_PORT: %w", err)
+	}
+	if err := unix.Bind(client, &unix.SockaddrInet4{Addr: from}); err != nil {
+		return 0, 0, fmt.Errorf("bind %v: %w", net.IP(from[:]), err)
+	}
+	if err := unix.Connect(client, &unix.SockaddrInet4{Addr: to, Port: b.port}); err != nil {
+		return 0, 0, fmt.Errorf("connect %v to %v:%d: %w", net.IP(from[:]), net.IP(to[:]), b.port, err)
+	}
+	server, _, err := unix.Accept4(b.listener, unix.SOCK_CLOEXEC)
+	if err != nil {
+		return 0, 0, fmt.Errorf("accept: %w", err)
+	}
+	if inbound {
+		return server, client, nil
+	}
+	return client, server, nil
+}
+
+// timeWait leaves n TIME_WAITs. The end that closes first keeps it: always ours.
+func (b *builder) timeWait(n int) error {
+	for range n {
+		ours, theirs, err := b.connect()
+		if err != nil {
+			return err
+		}
+		if err := cmp.Or(unix.Close(ours), unix.Close(theirs)); err != nil {
+			return fmt.Errorf("close: %w", err)
+		}
+	}
+	return nil
+}
+
+// A table is the socket table under measurement.
+type table struct {
+	target   int // rows
+	refill   bool
+	builders []*builder
+	holders  []*part // of the established connections
+}
+
+func buildTable(o options) (*table, error) {
+	t := &table{target: o.sockets[0], refill: o.mix != "established"}
+	for i := range runtime.NumCPU() {
+		b, err := newBuilder(fillPort+i, o.remotes)
+		if err != nil {
+			return t, err
+		}
+		t.builders = append(t.builders, b)
+	}
+	established := map[string]int{"half": t.target / 2, "established": t.target}[o.mix]
+	if err := t.hold(established/2, o.remotes); err != nil {
+		return t, err
+	}
+	return t, t.fill()
+}
+
+// hold keeps n connections open, two rows each, in as many processes as the limit of open files
+// asks for: only root of the first user namespace may raise it.
+func (t *table) hold(n, remotes int) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("getrlimit RLIMIT_NOFILE: %w", err)
+	}
+	const (
+		ownFiles = 50      // of a process, besides the connections
+		openMax  = 1 << 20 // fs.nr_open where nobody has changed it
+	)
+	each := max(int(min(limit.Max, openMax))-ownFiles, 2) / 2
+	for n > 0 {
+		p, err := startPart("hold", fmt.Sprintf("%d,%d,%d", min(n, each), holdPort+len(t.holders), remotes))
+		if err != nil {
+			return err
+		}
+		t.holders = append(t.holders, p)
+		n -= each
+	}
+	for _, p := range t.holders {
+		if _, err := p.ask("built?", time.Time{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// serveHold makes connections, as many as the first argument says, answers a line and keeps them until
+// it is ended.
+func serveHold(in io.Reader, out io.Writer, n, port, remotes int) error {
+	b, err := newBuilder(port, remotes)
+	if err != nil {
+		return err
+	}
+	for range n {
+		if _, _, err := b.connect(); err != nil {
+			return err
+		}
+	}
+	for lines := bufio.NewScanner(in); lines.Scan(); {
+		if _, err := fmt.Fprintln(out, b.made); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill makes up for the TIME_WAITs that have ended, 60 s after they began. More may end while it is
+// at work, so it looks again a few times.
+func (t *table) fill() error {
+	for range 5 {
+		now, err := countTable()
+		if err != nil {
+			return err
+		}
+		missing := t.target - now.rows
+		if !t.refill || missing <= t.target/1000 {
+			return nil
+		}
+		if err := t.timeWait(missing); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// timeWait has all builders leave n together, one thread each.
+func (t *table) timeWait(n int) error {
+	errs := make([]error, len(t.builders))
+	var wg sync.WaitGroup
+	for i, b := range t.builders {
+		share := n*(i+1)/len(t.builders) - n*i/len(t.builders)
+		wg.Go(func() { errs[i] = b.timeWait(share) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (t *table) stop() {
+	for _, p := range t.holders {
+		p.stop()
+	}
+}
+
+// serveChurn opens and closes connections at a rate per second until it is sent a line, and answers
+// how many it made.
+func serveChurn(in io.Reader, out io.Writer, rate, port, remotes int) error {
+	b, err := newBuilder(port, remotes)
+	if err != nil {
+		return err
+	}
+	told := make(chan struct{})
+	go func() {
+		_, _ = bufio.NewReader(in).ReadString('\n')
+		close(told)
+	}()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	start := time.Now()
+	for {
+		select {
+		case <-told:
+			_, err := fmt.Fprintln(out, b.made)
+			return err
+		case <-tick.C:
+			// Late ticks are made up for.
+			if err := b.timeWait(max(0, int(time.Since(start).Seconds()*float64(rate))-b.made)); err != nil {
+				return err
+			}
+		}
+	}
+}
