@@ -67,7 +67,7 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 		&cfg.collector.RemotePrefixIPv4, "32", 32)
 	number(app, "collector.remote-prefix-ipv6", "Count remote IPv6 addresses in blocks with a prefix of so many bits.",
 		&cfg.collector.RemotePrefixIPv6, "128", 128)
-	remoteIPs := app.Flag("collector.remote-ips", "Name remote IPs in metrics. Without, no series has a remote address.").
+	remoteIPs := app.Flag("collector.remote-ips", "Name remote IPs in metrics, as is the default. Without, no series has a remote address.").
 		Default("true").Bool()
 
 	if _, err := app.Parse(args); err != nil {

@@ -98,8 +98,8 @@ func (t Table) String() string {
 const TimeWaitLength = 60 * time.Second
 
 // Addr is an IP address in 16 bytes, IPv4 as ::ffff:a.b.c.d whichever table it
-// comes from. It is the bare form of a netip.Addr: a row is copied and hashed
-// faster without the pointer that one has in it, by 5 % of a scrape.
+// comes from. It has no pointer in it, unlike a netip.Addr, so that tables of
+// addresses are nothing to the garbage collector and hashing one allocates nothing.
 type Addr [16]byte
 
 // Is4 reports whether it is an IPv4 address.
