@@ -1,0 +1,323 @@
+// Package contract holds rules, runbooks and tests to the exporter and to each other.
+package contract
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/promql/parser"
+	"go.yaml.in/yaml/v3"
+
+	"timewait_exporter/collector"
+	"timewait_exporter/test/e2e/rules"
+)
+
+const (
+	root       = "../../../"
+	alertsFile = root + "deploy/prometheus/timewait_exporter.alerts.yml"
+	rulesFile  = root + "deploy/prometheus/timewait_exporter.rules.yml"
+	testsDir   = root + "deploy/prometheus/tests/"
+	runbookDir = root + "docs/runbooks/"
+)
+
+func read(t *testing.T, path string) rules.File {
+	t.Helper()
+	f, err := rules.Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(f.All()) == 0 {
+		t.Fatalf("%s: no rules", path)
+	}
+	return f
+}
+
+func readText(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func alerts(t *testing.T) map[string]rules.Rule {
+	t.Helper()
+	byName := map[string]rules.Rule{}
+	for _, r := range read(t, alertsFile).All() {
+		if r.Alert == "" {
+			t.Errorf("%s: a recording rule among the alerts: %s", alertsFile, r.Record)
+		}
+		if _, twice := byName[r.Alert]; twice {
+			t.Errorf("%s: %s is there twice", alertsFile, r.Alert)
+		}
+		byName[r.Alert] = r
+	}
+	return byName
+}
+
+// series is what may be asked for: metric name to the names of its labels. Those of a recording rule are not checked: they are nil.
+func series(t *testing.T) map[string][]string {
+	t.Helper()
+	known := map[string][]string{"up": {}}
+	for _, m := range collector.Metrics() {
+		known[m.Name] = append([]string{}, m.Labels...)
+		if m.Type == "histogram" {
+			known[m.Name+"_count"] = known[m.Name]
+			known[m.Name+"_sum"] = known[m.Name]
+			known[m.Name+"_bucket"] = append([]string{"le"}, m.Labels...)
+		}
+	}
+	for _, r := range read(t, rulesFile).All() {
+		known[r.Record] = nil
+	}
+	return known
+}
+
+// target are the labels that Prometheus itself gives to a series.
+var target = []string{"job", "instance"}
+
+// checkQuery reports what a query asks for and the exporter does not have.
+func checkQuery(t *testing.T, where, query string, known map[string][]string) {
+	t.Helper()
+	expr, err := rules.Parser.ParseExpr(query)
+	if err != nil {
+		t.Errorf("%s: %s: %v", where, query, err)
+		return
+	}
+	every := slices.Clone(target) // every label of the metrics in this query
+	anyKnown := true
+	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+		selector, ok := node.(*parser.VectorSelector)
+		if !ok {
+			return nil
+		}
+		have, ok := known[selector.Name]
+		if !ok {
+			t.Errorf("%s: nobody exports or records %s", where, selector.Name)
+			return nil
+		}
+		anyKnown = anyKnown && have != nil
+		every = append(every, have...)
+		for _, m := range selector.LabelMatchers {
+			if have != nil && m.Name != model.MetricNameLabel && !slices.Contains(have, m.Name) && !slices.Contains(target, m.Name) {
+				t.Errorf("%s: %s has no label %s", where, selector.Name, m.Name)
+			}
+		}
+		return nil
+	})
+	if !anyKnown {
+		return
+	}
+	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+		var named []string
+		switch n := node.(type) {
+		case *parser.AggregateExpr:
+			named = n.Grouping
+		case *parser.BinaryExpr:
+			if n.VectorMatching != nil {
+				named = append(slices.Clone(n.VectorMatching.MatchingLabels), n.VectorMatching.Include...)
+			}
+		}
+		for _, label := range named {
+			if !slices.Contains(every, label) {
+				t.Errorf("%s: no metric in %s has the label %s", where, query, label)
+			}
+		}
+		return nil
+	})
+}
+
+func TestRulesNameOnlyWhatIsExported(t *testing.T) {
+	known := series(t)
+	for _, path := range []string{rulesFile, alertsFile} {
+		for _, r := range read(t, path).All() {
+			for _, query := range r.Queries() {
+				checkQuery(t, r.Alert+r.Record, query, known)
+			}
+		}
+	}
+}
+
+// A user may copy the alerts without the recording rules.
+func TestAlertsNeedNoRecordingRule(t *testing.T) {
+	for name, r := range alerts(t) {
+		for _, query := range r.Queries() {
+			if strings.Contains(query, ":tcp_") {
+				t.Errorf("%s: %s uses a recording rule", name, query)
+			}
+		}
+	}
+}
+
+// The dashboards draw the thresholds: a number alone on the right of the first comparison.
+func TestThresholdIsOneNumber(t *testing.T) {
+	for name, r := range alerts(t) {
+		expr, err := rules.Parser.ParseExpr(r.Expr)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		binary, ok := expr.(*parser.BinaryExpr)
+		for ok && binary.Op.IsSetOperator() {
+			binary, ok = binary.LHS.(*parser.BinaryExpr)
+		}
+		if !ok || !binary.Op.IsComparisonOperator() {
+			t.Errorf("%s: %s does not begin with a comparison", name, r.Expr)
+			continue
+		}
+		if _, ok := binary.RHS.(*parser.NumberLiteral); !ok {
+			t.Errorf("%s: the threshold %s is no number", name, binary.RHS)
+		}
+	}
+}
+
+func TestEveryAlertHasARunbook(t *testing.T) {
+	byName := alerts(t)
+	for name, r := range byName {
+		text := readText(t, runbookDir+name+".md")
+		if !strings.HasPrefix(text, "# "+name+"\n") {
+			t.Errorf("%s.md: the heading is not the alert's name", name)
+		}
+		if want := "http://{{ $labels.instance }}/runbooks/" + name; r.Annotations["runbook_url"] != want {
+			t.Errorf("%s: runbook_url %q, want %q", name, r.Annotations["runbook_url"], want)
+		}
+	}
+	files, err := filepath.Glob(runbookDir + "*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".md")
+		if _, ok := byName[name]; !ok && name != "README" {
+			t.Errorf("%s: no alert of that name", file)
+		}
+	}
+}
+
+// The index tells the pages from the tickets.
+func TestIndexTellsSeverity(t *testing.T) {
+	_, text, _ := strings.Cut(readText(t, runbookDir+"README.md"), "## Alerts\n")
+	page, ticket, ok := strings.Cut(text, "| Ticket")
+	if !ok {
+		t.Fatal("README.md: no table of tickets")
+	}
+	for name, r := range alerts(t) {
+		where := map[string]string{"critical": page, "warning": ticket}[r.Labels["severity"]]
+		if !strings.Contains(where, "\n| ["+name+"]("+name+".md) |") {
+			t.Errorf("README.md: %s (%s) is not in the table of its severity", name, r.Labels["severity"])
+		}
+	}
+}
+
+// codeRE matches the blocks of code in Markdown.
+var codeRE = regexp.MustCompile("(?s)\n```\n(.*?)\n```\n")
+
+func TestRunbooksNameOnlyWhatIsExported(t *testing.T) {
+	known := series(t)
+	for name := range alerts(t) {
+		queries := 0
+		for _, block := range codeRE.FindAllStringSubmatch(readText(t, runbookDir+name+".md"), -1) {
+			if strings.Contains(block[1], "{instance") || strings.Contains(block[1], "{job") {
+				checkQuery(t, name+".md", block[1], known)
+				queries++
+			}
+		}
+		if queries == 0 && name != "TCPTimeWaitRecycleEnabled" { // one sysctl says it all
+			t.Errorf("%s.md: no query", name)
+		}
+	}
+}
+
+// promtoolTests is as much of a file of promtool's unit tests as is needed here.
+type promtoolTests struct {
+	Tests []struct {
+		Name           string `yaml:"name"`
+		AlertRuleTests []struct {
+			Alertname string `yaml:"alertname"`
+			ExpAlerts []struct {
+				Annotations map[string]string `yaml:"exp_annotations"`
+			} `yaml:"exp_alerts"`
+		} `yaml:"alert_rule_test"`
+		ExprTests []struct {
+			Expr string `yaml:"expr"`
+		} `yaml:"promql_expr_test"`
+	} `yaml:"tests"`
+}
+
+func readTests(t *testing.T, path string) promtoolTests {
+	t.Helper()
+	var tests promtoolTests
+	if err := yaml.NewDecoder(bytes.NewReader([]byte(readText(t, path)))).Decode(&tests); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return tests
+}
+
+func TestEveryAlertIsTested(t *testing.T) {
+	for name, r := range alerts(t) {
+		path := testsDir + name + ".yml"
+		fires, silent := 0, 0
+		for _, test := range readTests(t, path).Tests {
+			expected := 0
+			for _, check := range test.AlertRuleTests {
+				if check.Alertname != name {
+					t.Errorf("%s: %s: tests %s", path, test.Name, check.Alertname)
+				}
+				for _, alert := range check.ExpAlerts {
+					expected++
+					for annotation := range r.Annotations {
+						if alert.Annotations[annotation] == "" {
+							t.Errorf("%s: %s: the text of %s is not tested", path, test.Name, annotation)
+						}
+					}
+				}
+			}
+			if expected > 0 {
+				fires++
+			} else {
+				silent++
+			}
+		}
+		if fires == 0 || silent == 0 {
+			t.Errorf("%s: %d tests in which it fires and %d in which it is silent: want both", path, fires, silent)
+		}
+	}
+}
+
+func TestEveryRecordingRuleIsTested(t *testing.T) {
+	var tested strings.Builder
+	for _, test := range readTests(t, testsDir+"recording_rules.yml").Tests {
+		for _, check := range test.ExprTests {
+			tested.WriteString(check.Expr + "\n")
+		}
+	}
+	for _, r := range read(t, rulesFile).All() {
+		if !strings.Contains(tested.String(), r.Record) {
+			t.Errorf("%s is not tested", r.Record)
+		}
+	}
+}
+
+// alertnameRE matches what Alertmanager's configuration compares the name of an alert with.
+var alertnameRE = regexp.MustCompile(`alertname=~?"([^"]+)"`)
+
+func TestInhibitionNamesOnlyAlerts(t *testing.T) {
+	byName := alerts(t)
+	matches := alertnameRE.FindAllStringSubmatch(readText(t, root+"deploy/alertmanager/alertmanager.yml"), -1)
+	if len(matches) == 0 {
+		t.Fatal("no alert named in alertmanager.yml")
+	}
+	for _, match := range matches {
+		for name := range strings.SplitSeq(match[1], "|") {
+			if _, ok := byName[name]; !ok {
+				t.Errorf("alertmanager.yml: no alert %s", name)
+			}
+		}
+	}
+}

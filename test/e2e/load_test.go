@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// serve accepts connections at an address until the test ends and hands each to handle in a goroutine of its own.
+func serve(t *testing.T, address string, handle func(net.Conn)) {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				go handle(conn)
+			}
+		}
+	}()
+}
+
+// waitForPeer lets the peer close first: the TIME_WAIT is the peer's.
+func waitForPeer(conn net.Conn) {
+	_, _ = io.Copy(io.Discard, conn)
+	_ = conn.Close()
+}
+
+// closeFirst closes at once: the TIME_WAIT is ours, as soon as the peer closes too.
+func closeFirst(conn net.Conn) { _ = conn.Close() }
+
+// every calls do as often a second as rate says for the time that has passed, until do fails or ctx ends.
+func every(ctx context.Context, rate func(time.Duration) float64, do func() error) error {
+	const tick = 20 * time.Millisecond
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	start, due := time.Now(), 0.0
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		for due += rate(time.Since(start)) * tick.Seconds(); due >= 1; due-- {
+			if err := do(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func steady(perSecond float64) func(time.Duration) float64 {
+	return func(time.Duration) float64 { return perSecond }
+}
+
+// connectAndClose is the client that opens a connection for each request and closes it.
+func connectAndClose(address string) error {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// leak is the client that never closes.
+type leak struct{ conns []net.Conn }
+
+func (l *leak) connect(address string) error {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	l.conns = append(l.conns, conn)
+	return nil
+}
+
+func (l *leak) close() {
+	for _, conn := range l.conns {
+		_ = conn.Close()
+	}
+}
+
+// flood is one remote host that opens connections which the server closes. It has the source ports of a host of its own:
+// each is used once, and none is in the range of the namespace.
+type flood struct{ from netip.AddrPort }
+
+func (f *flood) connect(address string) error {
+	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(f.from)}
+	f.from = netip.AddrPortFrom(f.from.Addr(), f.from.Port()+1)
+	conn, err := dialer.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	go waitForPeer(conn)
+	return nil
+}

@@ -1,0 +1,220 @@
+package e2e
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"timewait_exporter/test/e2e/rules"
+)
+
+// The programs under test. Prometheus and Alertmanager are those of the tool modules in tools/, built into .tools/bin.
+var (
+	exporterPath     = flag.String("exporter", "", "timewait_exporter to run; built from this repository when empty")
+	prometheusPath   = flag.String("prometheus", "../../.tools/bin/prometheus", "Prometheus to run")
+	alertmanagerPath = flag.String("alertmanager", "../../.tools/bin/alertmanager", "Alertmanager to run")
+)
+
+// flagsForInside builds the exporter, which needs the network, and returns the flags that the copy in the namespace needs.
+func flagsForInside(t *testing.T) []string {
+	t.Helper()
+	for _, path := range []string{*prometheusPath, *alertmanagerPath} {
+		if _, err := exec.LookPath(path); err != nil {
+			t.Fatalf("%v: make e2e builds it", err)
+		}
+	}
+	exporter := *exporterPath
+	if exporter == "" {
+		exporter = filepath.Join(t.TempDir(), "timewait_exporter")
+		if out, err := exec.Command("go", "-C", "../..", "build", "-o", exporter, "./cmd/timewait_exporter").CombinedOutput(); err != nil {
+			t.Fatalf("go build: %v\n%s", err, out)
+		}
+	}
+	return []string{"-exporter=" + exporter, "-prometheus=" + *prometheusPath, "-alertmanager=" + *alertmanagerPath}
+}
+
+// startStack starts the exporter, Prometheus and Alertmanager with the configuration of deploy/, made faster by factor,
+// and waits until all are ready. The namespace is private, so they keep the ports that the configuration names.
+func startStack(t *testing.T, factor int) {
+	t.Helper()
+	const deploy = "../../deploy/"
+	dir := t.TempDir()
+	for _, name := range []string{"timewait_exporter.rules.yml", "timewait_exporter.alerts.yml"} {
+		file, err := rules.Read(deploy + "prometheus/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if file, err = file.Faster(factor); err != nil {
+			t.Fatal(err)
+		}
+		if err := file.Write(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"prometheus/prometheus.yml", "alertmanager/alertmanager.yml"} {
+		if err := rules.FasterConfig(deploy+name, filepath.Join(dir, filepath.Base(name)), factor); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	start(t, dir, *exporterPath)
+	start(t, dir, *alertmanagerPath, "--config.file="+filepath.Join(dir, "alertmanager.yml"), "--storage.path="+filepath.Join(dir, "alertmanager"),
+		"--web.listen-address=127.0.0.1:9093", "--cluster.listen-address=")
+	waitReady(t, "http://127.0.0.1:10793/-/ready")
+	waitReady(t, "http://127.0.0.1:9093/-/ready")
+	start(t, dir, *prometheusPath, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "prometheus"),
+		"--web.listen-address=127.0.0.1:9090")
+	waitReady(t, "http://127.0.0.1:9090/-/ready")
+}
+
+// start runs a program until the test ends. Its output is shown when the test has failed.
+func start(t *testing.T, dir, path string, args ...string) {
+	t.Helper()
+	name := filepath.Base(path)
+	log, err := os.Create(filepath.Join(dir, name+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself, which Wait tells
+		if err := cmd.Wait(); err != nil {
+			t.Logf("%s: %v", name, err)
+		}
+		if text, err := os.ReadFile(log.Name()); t.Failed() && err == nil {
+			t.Logf("%s said:\n%s", name, text)
+		}
+	})
+}
+
+func waitReady(t *testing.T, url string) {
+	t.Helper()
+	var last error
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		response, err := http.Get(url)
+		if err == nil {
+			_ = response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return
+			}
+			err = fmt.Errorf("%s", response.Status)
+		}
+		last = err
+	}
+	t.Fatalf("%s: not ready after 30 s: %v", url, last)
+}
+
+// alert is one alert of a notification, as Alertmanager's webhook sends it.
+type alert struct {
+	Status      string            `json:"status"` // firing or resolved
+	Labels      map[string]string `json:"labels"`
+	Annotations map[string]string `json:"annotations"`
+
+	receiver string // the path that it was sent to
+	at       time.Time
+}
+
+// webhook is the human at the end of the line.
+type webhook struct {
+	mu       sync.Mutex
+	received []alert
+}
+
+// startWebhook listens where alertmanager.yml sends its notifications.
+func startWebhook(t *testing.T) *webhook {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:9095")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &webhook{}
+	server := &http.Server{Handler: w, ReadHeaderTimeout: 5 * time.Second}
+	go func() { _ = server.Serve(listener) }() // returns when it is closed
+	t.Cleanup(func() { _ = server.Close() })
+	return w
+}
+
+func (w *webhook) ServeHTTP(response http.ResponseWriter, request *http.Request) {
+	at := time.Now()
+	var message struct {
+		Alerts []alert `json:"alerts"`
+	}
+	if err := json.NewDecoder(request.Body).Decode(&message); err != nil {
+		http.Error(response, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range message.Alerts {
+		a.receiver, a.at = request.URL.Path, at
+		w.received = append(w.received, a)
+	}
+}
+
+// first returns the first alert received of that name, status and labels.
+func (w *webhook) first(name, status string, labels map[string]string) (alert, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+next:
+	for _, a := range w.received {
+		if a.Labels["alertname"] != name || a.Status != status {
+			continue
+		}
+		for label, value := range labels {
+			if a.Labels[label] != value {
+				continue next
+			}
+		}
+		return a, true
+	}
+	return alert{}, false
+}
+
+// wait returns the first such alert, which has to arrive within the time given.
+func (w *webhook) wait(t *testing.T, name, status string, labels map[string]string, within time.Duration) alert {
+	t.Helper()
+	for deadline := time.Now().Add(within); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if a, ok := w.first(name, status, labels); ok {
+			return a
+		}
+	}
+	t.Fatalf("no %s %s %v within %s", name, status, labels, within)
+	return alert{}
+}
+
+// inhibitedBy returns how many alerts keep Alertmanager from telling of that one.
+func inhibitedBy(t *testing.T, name string) int {
+	t.Helper()
+	response, err := http.Get("http://127.0.0.1:9093/api/v2/alerts?filter=alertname%3D" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var alerts []struct {
+		Status struct {
+			InhibitedBy []string `json:"inhibitedBy"`
+		} `json:"status"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&alerts); err != nil {
+		t.Fatal(err)
+	}
+	by := 0
+	for _, a := range alerts {
+		by += len(a.Status.InhibitedBy)
+	}
+	return by
+}
