@@ -1,0 +1,277 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/grafana/grafana-foundation-sdk/go/cog"
+	"github.com/grafana/grafana-foundation-sdk/go/common"
+	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
+	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
+)
+
+// Grafana 9.1 is the oldest that the dashboards are for. Later ones migrate a model by these two numbers: without pluginVersion
+// some panels would be taken for ones of Grafana 6.
+const (
+	schemaVersion = 36
+	pluginVersion = "9.1.0"
+)
+
+// The grid of a dashboard is 24 columns wide; one unit of height is 30 pixels.
+const (
+	fullWidth = 24
+	half      = fullWidth / 2
+	third     = fullWidth / 3
+	quarter   = fullWidth / 4
+	sixth     = fullWidth / 6
+)
+
+// datasource is the variable that every query goes to.
+var datasource = common.DataSourceRef{Type: new("prometheus"), Uid: new("${datasource}")}
+
+// Board is one dashboard.
+type Board struct {
+	UID         string
+	Title       string
+	Description string
+	// Alerts is the query whose series are drawn as annotations while they are above 0.
+	Alerts string
+	// Runbooks is where the alerts' runbooks are served, "" on a board that shows many instances at once.
+	Runbooks  string
+	Links     []dashboard.DashboardLink
+	Variables []cog.Builder[dashboard.VariableModel]
+	Sections  []Section
+}
+
+// Section is a part of the dashboard. The widths of its panels fill whole lines.
+type Section struct {
+	// Title heads the section and folds it away; without one the panels are always in sight.
+	Title  string
+	Panels []Panel
+}
+
+// Panel is one question and what answers it.
+type Panel struct {
+	Title         string
+	Description   string
+	Unit          string
+	Width, Height uint32
+	// Draw is the visualization, with the options that only it has.
+	Draw    cog.Builder[dashboard.Panel]
+	Queries []Query
+	// Limits names the alerts whose limit the panel colours or draws as a line.
+	Limits []string
+	// Horizon names the alert whose look-ahead is the panel's limit: less is worse.
+	Horizon string
+	// Runbooks names further alerts that the panel explains.
+	Runbooks []string
+}
+
+// Query is one PromQL expression of a panel.
+type Query struct {
+	Expr   string
+	Legend string
+	// Instant asks for the present value alone, so that an exporter which is gone shows as "No data" and not as the last value it
+	// gave. Panels over time leave it false.
+	Instant bool
+	Format  prometheus.PromQueryFormat
+}
+
+// selectors stand in the expressions for what the variables select.
+var selectors = strings.NewReplacer(
+	"@netns", `job="$job",instance="$instance",netns="$netns"`,
+	"@instance", `job="$job",instance="$instance"`,
+	"@jobs", `job=~"$job"`,
+)
+
+// model is the dashboard with the fields of annotations that the SDK does not know.
+type model struct {
+	dashboard.Dashboard
+	Annotations annotations `json:"annotations"`
+}
+
+type annotations struct {
+	List []alertAnnotation `json:"list"`
+}
+
+type alertAnnotation struct {
+	dashboard.AnnotationQuery
+	TitleFormat string `json:"titleFormat"`
+	TextFormat  string `json:"textFormat"`
+	TagKeys     string `json:"tagKeys"`
+}
+
+// Build turns the board into Grafana's JSON model.
+func (b Board) Build(alerts Alerts) (any, error) {
+	builder := dashboard.NewDashboardBuilder(b.Title).
+		Uid(b.UID).
+		Description(b.Description).
+		Tags([]string{"timewait_exporter", "tcp"}).
+		Time("now-1h", "now").
+		Refresh("30s").
+		Tooltip(dashboard.DashboardCursorSyncCrosshair).
+		Variables(b.Variables)
+	id := uint32(0)
+	for _, section := range b.Sections {
+		if section.Title != "" {
+			id++
+			builder.WithRow(dashboard.NewRowBuilder(section.Title).Id(id))
+		}
+		for _, panel := range section.Panels {
+			id++
+			builder.WithPanel(placedPanel{panel, id, alerts, b.Runbooks})
+		}
+	}
+	built, err := builder.Build()
+	if err != nil {
+		return nil, err
+	}
+	built.SchemaVersion = schemaVersion
+	built.Links = b.Links
+	return model{built, annotations{[]alertAnnotation{{
+		AnnotationQuery: dashboard.AnnotationQuery{
+			Name:       "Firing alerts",
+			Datasource: &datasource,
+			Enable:     true,
+			IconColor:  vermilion,
+			Expr:       new(selectors.Replace(b.Alerts)),
+		},
+		TitleFormat: "{{alertname}}",
+		TextFormat:  "{{severity}} {{netns}}",
+		TagKeys:     "alertname,severity",
+	}}}}, nil
+}
+
+// placedPanel is a panel with its number on the board and the alerts that its limits come from.
+type placedPanel struct {
+	Panel
+	id       uint32
+	alerts   Alerts
+	runbooks string
+}
+
+// Build fills in what all panels have in common.
+func (p placedPanel) Build() (dashboard.Panel, error) {
+	panel, err := p.Draw.Build()
+	if err != nil {
+		return panel, err
+	}
+	steps, notes, err := p.limits()
+	if err != nil {
+		return panel, cog.MakeBuildErrors(fmt.Sprintf("panel %q", p.Title), err)
+	}
+	panel.Id = &p.id
+	panel.Title = &p.Title
+	panel.Description = new(p.Description + notes)
+	panel.PluginVersion = new(pluginVersion)
+	panel.Datasource = &datasource
+	panel.GridPos = &dashboard.GridPos{W: p.Width, H: p.Height}
+	if panel.FieldConfig == nil {
+		panel.FieldConfig = dashboard.NewFieldConfigSource()
+	}
+	panel.FieldConfig.Defaults.Unit = &p.Unit
+	if steps != nil {
+		panel.FieldConfig.Defaults.Thresholds = &dashboard.ThresholdsConfig{Mode: dashboard.ThresholdsModeAbsolute, Steps: steps}
+	}
+	if p.runbooks != "" {
+		for _, name := range p.about() {
+			panel.Links = append(panel.Links, dashboard.DashboardLink{
+				Title: "Runbook " + name, Type: dashboard.DashboardLinkTypeLink, Url: new(p.runbooks + name), TargetBlank: true, Tags: []string{},
+			})
+		}
+	}
+	for i, query := range p.Queries {
+		panel.Targets = append(panel.Targets, query.target(string(rune('A'+i))))
+	}
+	return panel, nil
+}
+
+func (q Query) target(refID string) prometheus.Dataquery {
+	format := q.Format
+	if format == "" {
+		format = prometheus.PromQueryFormatTimeSeries
+	}
+	legend := q.Legend
+	if legend == "" {
+		legend = "__auto"
+	}
+	return prometheus.Dataquery{
+		Expr:         selectors.Replace(q.Expr),
+		Instant:      new(q.Instant),
+		Range:        new(!q.Instant),
+		Format:       &format,
+		LegendFormat: &legend,
+		EditorMode:   new(prometheus.QueryEditorModeCode),
+		RefId:        &refID,
+		Datasource:   &datasource,
+	}
+}
+
+// limits are the panel's thresholds and the end of its description, which says where they come from.
+func (p placedPanel) limits() ([]dashboard.Threshold, string, error) {
+	var steps []dashboard.Threshold
+	var notes []string
+	for _, name := range p.Limits {
+		limit, err := p.alerts.Limit(name)
+		if err != nil {
+			return nil, "", err
+		}
+		colour, ok := severityColour[p.alerts[name].Severity]
+		if !ok {
+			return nil, "", fmt.Errorf("alert %s: no colour for severity %q", name, p.alerts[name].Severity)
+		}
+		steps = append(steps, dashboard.Threshold{Value: &limit, Color: colour})
+		notes = append(notes, fmt.Sprintf("%s past %s", name, p.inUnit(limit)))
+	}
+	slices.SortFunc(steps, func(a, b dashboard.Threshold) int { return cmp.Compare(*a.Value, *b.Value) })
+	steps = slices.CompactFunc(steps, func(a, b dashboard.Threshold) bool { return *a.Value == *b.Value && a.Color == b.Color })
+	base := dashboard.Threshold{Color: green}
+	if p.Horizon != "" {
+		horizon, err := p.alerts.Horizon(p.Horizon)
+		if err != nil {
+			return nil, "", err
+		}
+		base.Color = severityColour[p.alerts[p.Horizon].Severity]
+		steps = append(steps, dashboard.Threshold{Value: &horizon, Color: green})
+		notes = append(notes, fmt.Sprintf("%s below %s", p.Horizon, p.inUnit(horizon)))
+	}
+	for _, name := range p.Runbooks {
+		if _, ok := p.alerts[name]; !ok {
+			return nil, "", fmt.Errorf("alert %s: no such rule", name)
+		}
+		notes = append(notes, name)
+	}
+	if steps != nil {
+		steps = slices.Insert(steps, 0, base)
+	}
+	if notes == nil {
+		return steps, "", nil
+	}
+	return steps, "\n\nAlerts: " + strings.Join(notes, ", ") + ".", nil
+}
+
+// about names all alerts that the panel shows something of.
+func (p Panel) about() []string {
+	names := slices.Clone(p.Limits)
+	if p.Horizon != "" {
+		names = append(names, p.Horizon)
+	}
+	return append(names, p.Runbooks...)
+}
+
+// inUnit writes a limit as the panel's axis does.
+func (p Panel) inUnit(limit float64) string {
+	switch p.Unit {
+	case "percentunit":
+		return strconv.FormatFloat(limit*100, 'f', -1, 64) + " %"
+	case "s":
+		if limit >= 60 {
+			return strconv.FormatFloat(limit/60, 'f', -1, 64) + " min"
+		}
+		return strconv.FormatFloat(limit, 'f', -1, 64) + " s"
+	}
+	return strconv.FormatFloat(limit, 'f', -1, 64)
+}

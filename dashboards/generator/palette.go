@@ -1,0 +1,36 @@
+package main
+
+// The colours are those of Okabe and Ito, "Color Universal Design" (2008): people with any common colour blindness can tell
+// them apart, and a state has the same one on every panel of every dashboard.
+const (
+	blue      = "#0072B2"
+	sky       = "#56B4E9"
+	green     = "#009E73"
+	yellow    = "#F0E442"
+	orange    = "#E69F00"
+	vermilion = "#D55E00"
+	purple    = "#CC79A7"
+	grey      = "#999999"
+	darkGrey  = "#666666"
+	lightGrey = "#BBBBBB"
+)
+
+// stateColour is by the label value of tcp_connections.
+var stateColour = []struct{ state, colour string }{
+	{"established", blue},
+	{"syn_sent", yellow},
+	{"syn_recv", purple},
+	{"fin_wait1", sky},
+	{"fin_wait2", green},
+	{"time_wait", orange},
+	{"close", lightGrey},
+	{"close_wait", vermilion},
+	{"last_ack", grey},
+	{"closing", darkGrey},
+}
+
+// severityColour is what a value past an alert's limit looks like.
+var severityColour = map[string]string{
+	"warning":  orange,
+	"critical": vermilion,
+}

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"github.com/grafana/grafana-foundation-sdk/go/cog"
+	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
+)
+
+// linkTo leads to another of the dashboards in the same time range; keep says that the selected instance goes along.
+func linkTo(uid, title string, keep bool) dashboard.DashboardLink {
+	return dashboard.DashboardLink{
+		Title: title, Type: dashboard.DashboardLinkTypeLink, Url: new("/d/" + uid), Icon: "dashboard", Tags: []string{}, IncludeVars: keep, KeepTime: true,
+	}
+}
+
+// instanceVariables select one namespace of one machine.
+func instanceVariables() []cog.Builder[dashboard.VariableModel] {
+	return []cog.Builder[dashboard.VariableModel]{
+		datasourceVariable(),
+		labelVariable("job", "Job", `timewait_exporter_build_info`),
+		labelVariable("instance", "Instance", `timewait_exporter_build_info{job="$job"}`),
+		labelVariable("netns", "Network namespace", `timewait_exporter_netns_info{job="$job",instance="$instance"}`),
+	}
+}
+
+func datasourceVariable() cog.Builder[dashboard.VariableModel] {
+	return dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").Type("prometheus")
+}
+
+// labelVariable offers the values that a label has in the series of the selected time range.
+func labelVariable(label, title, series string) *dashboard.QueryVariableBuilder {
+	query := "label_values(" + series + ", " + label + ")"
+	return dashboard.NewQueryVariableBuilder(label).
+		Label(title).
+		Datasource(datasource).
+		Definition(query).
+		Query(dashboard.StringOrMap{Map: map[string]any{"query": query, "refId": "StandardVariableQuery"}}).
+		Refresh(dashboard.VariableRefreshOnTimeRangeChanged).
+		Sort(dashboard.VariableSortAlphabeticalAsc)
+}

@@ -1,0 +1,582 @@
+package dashboards
+
+import (
+	"cmp"
+	"fmt"
+	"go/ast"
+	goparser "go/parser"
+	"go/token"
+	"go/types"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/prometheus/promql/parser"
+	"go.yaml.in/yaml/v3"
+)
+
+var promql = parser.NewParser(parser.Options{})
+
+// rule is a recording or alerting rule.
+type rule struct {
+	Record      string
+	Alert       string
+	Expr        string
+	Annotations map[string]string
+}
+
+func readRules(t *testing.T, path string) []rule {
+	t.Helper()
+	var file struct {
+		Groups []struct{ Rules []rule }
+	}
+	readYAML(t, path, &file)
+	var rules []rule
+	for _, group := range file.Groups {
+		rules = append(rules, group.Rules...)
+	}
+	return rules
+}
+
+func readYAML(t *testing.T, path string, into any) {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(raw, into); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+func readAlerts(t *testing.T) map[string]rule {
+	t.Helper()
+	alerts := map[string]rule{}
+	for _, r := range readRules(t, alertsFile) {
+		alerts[r.Alert] = r
+	}
+	return alerts
+}
+
+// TestGenerated holds the dashboards to the program that writes them.
+func TestGenerated(t *testing.T) {
+	folder := t.TempDir()
+	generator := exec.Command("go", "run", ".", "-out", folder)
+	generator.Dir = dashboards + "/generator"
+	if out, err := generator.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	fresh, err := filepath.Glob(folder + "/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(fresh) != len(readBoards(t)) {
+		t.Errorf("the generator writes %d dashboards, there are %d", len(fresh), len(readBoards(t)))
+	}
+	for _, path := range fresh {
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(dashboards, filepath.Base(path)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != string(want) {
+			t.Errorf("%s is not what the generator writes: run make dashboards", filepath.Base(path))
+		}
+	}
+}
+
+// TestImport checks what lets the JSON import into Grafana 9.1 and every later one.
+func TestImport(t *testing.T) {
+	uids := []string{"timewait-destinations", "timewait-fleet", "timewait-host"} // links and alerts name them
+	boards := readBoards(t)
+	if got := slices.Sorted(maps.Keys(boards)); !slices.Equal(got, uids) {
+		t.Errorf("uids %q, want %q", got, uids)
+	}
+	core := []string{"row", "stat", "timeseries", "table", "heatmap", "bargauge"}
+	for _, b := range boards {
+		if b.Title == "" || b.Description == "" {
+			t.Errorf("%s: no title or no description", b.UID)
+		}
+		if b.SchemaVersion != 36 && b.SchemaVersion != 37 {
+			t.Errorf("%s: schema version %d is not one of Grafana 9.1", b.UID, b.SchemaVersion)
+		}
+		if b.Inputs != nil {
+			t.Errorf("%s: __inputs need a hand to import", b.UID)
+		}
+		if len(b.Panels) > 25 {
+			t.Errorf("%s: %d panels, at most 25", b.UID, len(b.Panels))
+		}
+		if first := b.Templating.List[0]; first.Name != "datasource" || first.Type != "datasource" || first.Query != "prometheus" {
+			t.Errorf("%s: the first variable is %+v, want a Prometheus data source", b.UID, first)
+		}
+		for _, v := range b.Templating.List[1:] {
+			if v.Datasource != ours {
+				t.Errorf("%s: variable %s has data source %+v", b.UID, v.Name, v.Datasource)
+			}
+		}
+		for _, a := range b.Annotations.List {
+			if a.Datasource != ours {
+				t.Errorf("%s: annotation %s has data source %+v", b.UID, a.Name, a.Datasource)
+			}
+		}
+		ids := map[int]bool{}
+		for _, p := range b.Panels {
+			if ids[p.ID] || p.ID == 0 {
+				t.Errorf("%s: %q: id %d is taken or 0", b.UID, p.Title, p.ID)
+			}
+			ids[p.ID] = true
+			if !slices.Contains(core, p.Type) || p.LibraryPanel != nil {
+				t.Errorf("%s: %q is of type %q or a library panel", b.UID, p.Title, p.Type)
+			}
+			if p.Type == "row" {
+				if len(p.Panels) != 0 {
+					t.Errorf("%s: row %q hides panels from the tests", b.UID, p.Title)
+				}
+				continue
+			}
+			if p.PluginVersion != "9.1.0" {
+				t.Errorf("%s: %q: plugin version %q would be migrated as another", b.UID, p.Title, p.PluginVersion)
+			}
+			if p.Datasource != ours {
+				t.Errorf("%s: %q has data source %+v", b.UID, p.Title, p.Datasource)
+			}
+			for _, target := range p.Targets {
+				if target.Datasource != ours {
+					t.Errorf("%s: %q: query %s has data source %+v", b.UID, p.Title, target.RefID, target.Datasource)
+				}
+			}
+		}
+	}
+}
+
+var ours = datasource{"prometheus", "${datasource}"}
+
+// TestWords checks that every panel says what it is, and how to read it.
+func TestWords(t *testing.T) {
+	for _, b := range readBoards(t) {
+		titles := map[string]bool{}
+		for _, p := range b.Panels {
+			if titles[p.Title] || p.Title == "" {
+				t.Errorf("%s: title %q is empty or taken", b.UID, p.Title)
+			}
+			titles[p.Title] = true
+			if p.Type == "row" {
+				continue
+			}
+			if len(strings.Fields(p.Description)) < 10 {
+				t.Errorf("%s: %q: the description %q does not say how to read it", b.UID, p.Title, p.Description)
+			}
+			if p.FieldConfig.Defaults.Unit == "" {
+				t.Errorf("%s: %q has no unit", b.UID, p.Title)
+			}
+			if len(p.Targets) == 0 {
+				t.Errorf("%s: %q asks nothing", b.UID, p.Title)
+			}
+		}
+	}
+}
+
+// TestLayout checks that the panels fill the grid: each cell of each line has exactly one.
+func TestLayout(t *testing.T) {
+	const width = 24
+	for _, b := range readBoards(t) {
+		cells := map[[2]int]string{}
+		bottom := 0
+		for _, p := range b.Panels {
+			g := p.GridPos
+			if g.W < 1 || g.H < 1 || g.X < 0 || g.Y < 0 || g.X+g.W > width {
+				t.Errorf("%s: %q at %+v is off the grid", b.UID, p.Title, g)
+			}
+			for x := g.X; x < g.X+g.W; x++ {
+				for y := g.Y; y < g.Y+g.H; y++ {
+					if other, taken := cells[[2]int{x, y}]; taken {
+						t.Fatalf("%s: %q and %q overlap at column %d, line %d", b.UID, other, p.Title, x, y)
+					}
+					cells[[2]int{x, y}] = p.Title
+				}
+			}
+			bottom = max(bottom, g.Y+g.H)
+		}
+		if len(cells) != width*bottom {
+			t.Errorf("%s: %d of %d cells are empty", b.UID, width*bottom-len(cells), width*bottom)
+		}
+	}
+}
+
+// TestNamesExist checks that queries name only what the exporter, the recording rules or Prometheus itself have.
+func TestNamesExist(t *testing.T) {
+	labels := map[string][]string{"up": {}, "ALERTS": {"alertname", "alertstate", "severity", "netns"}}
+	maps.Copy(labels, exporterMetrics(t))
+	recorded := map[string]bool{}
+	for _, r := range readRules(t, rulesFile) {
+		recorded[r.Record] = true
+	}
+	everywhere := []string{"job", "instance", "__name__"}
+
+	selectors := 0
+	check := func(where, expr string) {
+		parsed, err := promql.ParseExpr(expr)
+		if err != nil {
+			t.Errorf("%s: %q: %v", where, expr, err)
+			return
+		}
+		parser.Inspect(parsed, func(node parser.Node, _ []parser.Node) error {
+			switch n := node.(type) {
+			case *parser.VectorSelector:
+				selectors++
+				if recorded[n.Name] {
+					return nil
+				}
+				known, ok := labels[n.Name]
+				if !ok {
+					t.Errorf("%s: %q: no metric %s", where, expr, n.Name)
+					return nil
+				}
+				for _, m := range n.LabelMatchers {
+					if !slices.Contains(known, m.Name) && !slices.Contains(everywhere, m.Name) {
+						t.Errorf("%s: %q: %s has no label %s", where, expr, n.Name, m.Name)
+					}
+				}
+			case *parser.AggregateExpr:
+				available := slices.Clone(everywhere)
+				parser.Inspect(n.Expr, func(inner parser.Node, _ []parser.Node) error {
+					if v, ok := inner.(*parser.VectorSelector); ok {
+						if recorded[v.Name] {
+							available = n.Grouping // what recorded series have is seen where they are recorded
+						}
+						available = append(available, labels[v.Name]...)
+					}
+					return nil
+				})
+				for _, label := range n.Grouping {
+					if !slices.Contains(available, label) {
+						t.Errorf("%s: %q: nothing in it has the label %s", where, expr, label)
+					}
+				}
+			}
+			return nil
+		})
+	}
+	some := selection{"job": "j", "instance": "i", "netns": "n", "__rate_interval": "1m"}
+	for _, b := range readBoards(t) {
+		for _, q := range b.queries() {
+			check(q.String(), some.in(q.expr))
+		}
+		for _, v := range b.Templating.List[1:] {
+			match := labelValues.FindStringSubmatch(v.Definition)
+			if match == nil {
+				t.Errorf("%s: variable %s: definition %q", b.UID, v.Name, v.Definition)
+				continue
+			}
+			check(b.UID+" / variable / "+v.Name, "count by ("+match[2]+") ("+some.in(match[1])+")")
+		}
+	}
+	if selectors < 100 {
+		t.Errorf("only %d selectors were checked", selectors)
+	}
+}
+
+// exporterMetrics are the exporter's series and their labels, read from the source: what the kernel here lacks is among them, and its
+// module need not be part of this one.
+func exporterMetrics(t *testing.T) map[string][]string {
+	t.Helper()
+	file, err := goparser.ParseFile(token.NewFileSet(), root+"/collector/metrics.go", nil, goparser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := map[string][]string{"timewait_exporter_build_info": {"version"}} // prometheus/common's own
+	for node := range ast.Preorder(file) {
+		call, ok := node.(*ast.CallExpr)
+		if !ok || types.ExprString(call.Fun) != "newMetric" {
+			continue
+		}
+		// newMetric(name, kind, source, help, labels...)
+		name, kind, labels := literal(call.Args[0]), literal(call.Args[1]), []string{}
+		for _, label := range call.Args[4:] {
+			labels = append(labels, literal(label))
+		}
+		if kind == "histogram" {
+			name, labels = name+"_bucket", append(labels, "le")
+		}
+		metrics[name] = labels
+	}
+	if len(metrics) < 50 {
+		t.Fatalf("only %d metrics found in the exporter's source", len(metrics))
+	}
+	return metrics
+}
+
+// literal is the value of a string literal.
+func literal(e ast.Expr) string {
+	if l, ok := e.(*ast.BasicLit); ok {
+		if value, err := strconv.Unquote(l.Value); err == nil {
+			return value
+		}
+	}
+	return types.ExprString(e)
+}
+
+// TestLimits holds each threshold of a panel to the alerts that the panel says it is about, and each such alert to the panel.
+func TestLimits(t *testing.T) {
+	alerts := readAlerts(t)
+	thresholds := 0
+	for _, b := range readBoards(t) {
+		for _, p := range b.Panels {
+			_, notes, _ := strings.Cut(p.Description, "\n\nAlerts: ")
+			var want []float64
+			for note := range strings.SplitSeq(strings.TrimSuffix(notes, "."), ", ") {
+				if note == "" {
+					continue
+				}
+				name, where, _ := strings.Cut(note, " ")
+				alert, ok := alerts[name]
+				if !ok {
+					t.Errorf("%s: %q is about %q, which is no alert", b.UID, p.Title, name)
+					continue
+				}
+				switch {
+				case strings.HasPrefix(where, "past "):
+					want = append(want, rightOfComparison(t, alert.Expr))
+				case strings.HasPrefix(where, "below "):
+					want = append(want, lookAhead(t, alert.Expr))
+				}
+				if runbook := "http://${instance}/runbooks/" + name; b.UID != "timewait-fleet" &&
+					!slices.ContainsFunc(p.Links, func(l link) bool { return l.URL == runbook }) {
+					t.Errorf("%s: %q has no link to %s", b.UID, p.Title, runbook)
+				}
+			}
+			var got []float64
+			if p.FieldConfig.Defaults.Thresholds != nil {
+				for _, step := range p.FieldConfig.Defaults.Thresholds.Steps[1:] {
+					got = append(got, *step.Value)
+				}
+			}
+			slices.Sort(want)
+			want = slices.Compact(want)
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: %q has thresholds %v, its alerts %v", b.UID, p.Title, got, want)
+			}
+			thresholds += len(got)
+		}
+	}
+	if thresholds < 15 {
+		t.Errorf("only %d thresholds were checked", thresholds)
+	}
+}
+
+// TestEveryAlertHasAPanel checks that whoever is woken finds what woke them.
+func TestEveryAlertHasAPanel(t *testing.T) {
+	described := map[string]bool{}
+	for _, b := range readBoards(t) {
+		for _, p := range b.Panels {
+			_, notes, _ := strings.Cut(p.Description, "\n\nAlerts: ")
+			for _, word := range strings.FieldsFunc(notes, func(r rune) bool { return r == ',' || r == ' ' || r == '.' }) {
+				described[word] = true
+			}
+		}
+	}
+	for name := range readAlerts(t) {
+		if !described[name] {
+			t.Errorf("no panel is about %s", name)
+		}
+	}
+}
+
+// rightOfComparison finds the number that an alert compares with by walking the expression from its left end: the generator reads the
+// same number from the outside in.
+func rightOfComparison(t *testing.T, expr string) float64 {
+	t.Helper()
+	parsed, err := promql.ParseExpr(expr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var comparisons []*parser.BinaryExpr
+	parser.Inspect(parsed, func(node parser.Node, _ []parser.Node) error {
+		if b, ok := node.(*parser.BinaryExpr); ok && b.Op.IsComparisonOperator() {
+			if _, ok := b.RHS.(*parser.NumberLiteral); ok {
+				comparisons = append(comparisons, b)
+			}
+		}
+		return nil
+	})
+	if len(comparisons) == 0 {
+		t.Fatalf("%q compares with no number", expr)
+	}
+	first := slices.MinFunc(comparisons, func(a, b *parser.BinaryExpr) int {
+		return cmp.Compare(a.RHS.PositionRange().Start, b.RHS.PositionRange().Start)
+	})
+	return first.RHS.(*parser.NumberLiteral).Val
+}
+
+// lookAhead is the seconds in `predict_linear(..., 15 * 60)`.
+func lookAhead(t *testing.T, expr string) float64 {
+	t.Helper()
+	_, after, ok := strings.Cut(expr, "], ")
+	if !ok || !strings.HasPrefix(expr, "predict_linear(") {
+		t.Fatalf("%q does not begin with predict_linear", expr)
+	}
+	product, _, _ := strings.Cut(after, ")")
+	parsed, err := promql.ParseExpr(product)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seconds := 1.0
+	parser.Inspect(parsed, func(node parser.Node, _ []parser.Node) error {
+		if n, ok := node.(*parser.NumberLiteral); ok {
+			seconds *= n.Val
+		}
+		return nil
+	})
+	return seconds
+}
+
+// TestLinks checks that links lead to dashboards that there are: from one to the others, from the fleet's rows, and from the alerts.
+func TestLinks(t *testing.T) {
+	boards := readBoards(t)
+	toBoard := regexp.MustCompile(`/d/([\w-]+)`)
+	for _, b := range boards {
+		var targets []string
+		for _, l := range b.Links {
+			targets = append(targets, strings.TrimPrefix(l.URL, "/d/"))
+		}
+		for other := range boards {
+			if other != b.UID && !slices.Contains(targets, other) {
+				t.Errorf("%s has no link to %s", b.UID, other)
+			}
+		}
+		for _, p := range b.Panels {
+			for _, override := range p.FieldConfig.Overrides {
+				for _, property := range override.Properties {
+					for _, match := range toBoard.FindAllStringSubmatch(fmt.Sprint(property.Value), -1) {
+						targets = append(targets, match[1])
+					}
+				}
+			}
+			if machine := slices.ContainsFunc(p.Transformations, func(t transformation) bool { _, ok := t.Options.IndexByName["instance"]; return ok }); machine &&
+				!strings.Contains(fmt.Sprint(p.FieldConfig.Overrides), "/d/timewait-host?var-datasource=${datasource}&var-job=${__data.fields.job}&var-instance=${__data.fields.instance}") {
+				t.Errorf("%s: %q names machines and links to none", b.UID, p.Title)
+			}
+		}
+		for _, target := range targets {
+			if _, ok := boards[target]; !ok {
+				t.Errorf("%s: link to %q", b.UID, target)
+			}
+		}
+	}
+	for name, alert := range readAlerts(t) {
+		match := toBoard.FindStringSubmatch(alert.Annotations["dashboard"])
+		if match == nil {
+			t.Errorf("alert %s leads to no dashboard", name)
+		} else if _, ok := boards[match[1]]; !ok {
+			t.Errorf("alert %s leads to dashboard %q", name, match[1])
+		}
+	}
+}
+
+// TestHonest checks that no query makes up a value where there is none, and that rates fit the scrape interval of the data source.
+func TestHonest(t *testing.T) {
+	window := regexp.MustCompile(`\b(?:i?rate|increase)\([^\[]*\[([^\]]+)\]`)
+	rates := 0
+	for _, b := range readBoards(t) {
+		for _, q := range b.queries() {
+			if strings.Contains(q.expr, "vector(") {
+				t.Errorf("%s: %q: a made-up value hides an exporter that is gone", q, q.expr)
+			}
+			for _, match := range window.FindAllStringSubmatch(q.expr, -1) {
+				rates++
+				if match[1] != "$__rate_interval" {
+					t.Errorf("%s: %q: a rate over %s", q, q.expr, match[1])
+				}
+			}
+		}
+		for _, p := range b.Panels {
+			for _, target := range p.Targets {
+				overTime := p.Type == "timeseries" || p.Type == "heatmap"
+				if target.Instant == overTime || target.Range != overTime {
+					t.Errorf("%s: %q: query %s is instant=%v range=%v: a last value from the past would pass for the present one",
+						b.UID, p.Title, target.RefID, target.Instant, target.Range)
+				}
+			}
+			if p.FieldConfig.Defaults.NoValue != nil {
+				t.Errorf("%s: %q shows %q where there is no data", b.UID, p.Title, *p.FieldConfig.Defaults.NoValue)
+			}
+		}
+	}
+	if rates < 15 {
+		t.Errorf("only %d rates were checked", rates)
+	}
+}
+
+// TestColours checks that a state has one colour wherever it is drawn, and no other state has it.
+func TestColours(t *testing.T) {
+	state := regexp.MustCompile(`^(?:/\(\^\|\.\* \))?(established|syn_sent|syn_recv|fin_wait1|fin_wait2|time_wait|close_wait|close|last_ack|closing)(?:\$/)?$`)
+	colours, owner := map[string]string{}, map[string]string{}
+	for _, b := range readBoards(t) {
+		for _, p := range b.Panels {
+			for _, override := range p.FieldConfig.Overrides {
+				match := state.FindStringSubmatch(override.Matcher.Options)
+				if match == nil {
+					continue
+				}
+				for _, property := range override.Properties {
+					if property.ID != "color" {
+						continue
+					}
+					colour := fmt.Sprint(property.Value.(map[string]any)["fixedColor"])
+					if known, ok := colours[match[1]]; ok && known != colour {
+						t.Errorf("%s: %q: %s is %s, elsewhere %s", b.UID, p.Title, match[1], colour, known)
+					}
+					if state, ok := owner[colour]; ok && state != match[1] {
+						t.Errorf("%s: %q: %s and %s are both %s", b.UID, p.Title, match[1], state, colour)
+					}
+					colours[match[1]], owner[colour] = colour, match[1]
+				}
+			}
+		}
+	}
+	if len(colours) != 10 {
+		t.Errorf("colours of %d states, want 10: %v", len(colours), colours)
+	}
+}
+
+// TestProvisioning checks that Grafana's and Prometheus's settings agree: $__rate_interval is made of the scrape interval.
+func TestProvisioning(t *testing.T) {
+	var prometheus struct {
+		Global struct {
+			ScrapeInterval string `yaml:"scrape_interval"`
+		}
+	}
+	readYAML(t, root+"/deploy/prometheus/prometheus.yml", &prometheus)
+	var sources struct {
+		Datasources []struct {
+			Type     string
+			JSONData struct {
+				TimeInterval string `yaml:"timeInterval"`
+			} `yaml:"jsonData"`
+		}
+	}
+	readYAML(t, root+"/deploy/grafana/provisioning/datasources/prometheus.yaml", &sources)
+	if len(sources.Datasources) != 1 || sources.Datasources[0].Type != "prometheus" ||
+		sources.Datasources[0].JSONData.TimeInterval != prometheus.Global.ScrapeInterval {
+		t.Errorf("data sources %+v, want one of Prometheus with the scrape interval %s", sources.Datasources, prometheus.Global.ScrapeInterval)
+	}
+	var dashboards struct {
+		Providers []struct {
+			Type    string
+			Options struct{ Path string }
+		}
+	}
+	readYAML(t, root+"/deploy/grafana/provisioning/dashboards/timewait_exporter.yaml", &dashboards)
+	if len(dashboards.Providers) != 1 || dashboards.Providers[0].Type != "file" || dashboards.Providers[0].Options.Path == "" {
+		t.Errorf("dashboard providers %+v, want one that reads files", dashboards.Providers)
+	}
+}

@@ -1,0 +1,134 @@
+package dashboards
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// machines is the size of the simulated fleet.
+const machines = 200
+
+// fleet serves what so many exporters would say: the text of the real one, with values that differ from machine to machine and from
+// scrape to scrape.
+type fleet struct {
+	text    []byte
+	scrapes [machines]atomic.Int64
+}
+
+// The limits that the kernel shows only in the first network namespace.
+const hostLimits = `
+tcp_orphan_limit 131072
+tcp_memory_limit_bytes{level="low"} 6.3e+08
+tcp_memory_limit_bytes{level="pressure"} 8.4e+08
+tcp_memory_limit_bytes{level="high"} 1.26e+09
+tcp_time_wait_recycle_enabled{netns="self"} 0
+`
+
+func captureFleet(t *testing.T, address string) *fleet {
+	t.Helper()
+	response, err := http.Get(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &fleet{text: append(text, hostLimits...)}
+}
+
+// ServeHTTP answers for the machine whose number is the path. Machine 0 is the one that was captured, the last has half of its ratios;
+// in each scrape counters go on and ratios rise a little.
+func (f *fleet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	machine, err := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/"))
+	if err != nil || machine < 0 || machine >= machines {
+		http.NotFound(w, r)
+		return
+	}
+	scrape := float64(f.scrapes[machine].Add(1))
+	var out bytes.Buffer
+	for line := range bytes.Lines(f.text) {
+		name, _, _ := bytes.Cut(line, []byte("{"))
+		space := bytes.LastIndexByte(line, ' ')
+		value, err := strconv.ParseFloat(string(bytes.TrimSpace(line[space+1:])), 64)
+		switch {
+		case line[0] == '#' || err != nil:
+			out.Write(line)
+			continue
+		case bytes.HasSuffix(name, []byte("_total")):
+			value += scrape * float64(machine%7)
+		case bytes.HasSuffix(name, []byte("utilisation_ratio")):
+			value *= (1 - 0.5*float64(machine)/machines) * (0.9 + 0.01*scrape)
+		}
+		fmt.Fprintf(&out, "%s %v\n", line[:space], value)
+	}
+	_, _ = w.Write(out.Bytes())
+}
+
+// checkFleet runs every query against the simulated fleet and prints what it costs.
+func checkFleet(t *testing.T, boards map[string]board) {
+	const interval = 5 * time.Second
+	server := httptest.NewServer(captureFleet(t, "http://"+exporterAddress+"/metrics"))
+	t.Cleanup(server.Close)
+	var targets []map[string]any
+	for machine := range machines {
+		targets = append(targets, map[string]any{
+			"targets": []string{strings.TrimPrefix(server.URL, "http://")},
+			"labels":  map[string]string{"instance": instance(machine), "__metrics_path__": "/" + strconv.Itoa(machine)},
+		})
+	}
+	prometheus := startPrometheus(t, 9091, interval, targets)
+	time.Sleep(6 * interval)
+
+	const span, step = 20 * time.Second, 5 * time.Second
+	values := maps.Clone(shown)
+	values["instance"] = instance(0)
+	values["__rate_interval"] = "20s"
+	t.Logf("%d machines: time, samples that one evaluation touches, series shown", machines)
+	for _, uid := range slices.Sorted(maps.Keys(boards)) {
+		for _, q := range boards[uid].queries() {
+			a, err := prometheus.ask(values.in(q.expr), q.instant, span, step)
+			if err != nil || len(a.Result) == 0 {
+				t.Errorf("%s: no data: %v", q, err)
+				continue
+			}
+			if err := q.check(a.Result); err != nil {
+				t.Errorf("%s: %v", q, err)
+			}
+			samples := a.Stats.Samples.TotalQueryableSamples
+			if !q.instant {
+				samples /= int(span/step) + 1
+			}
+			t.Logf("%-85s %6.1f ms %5d samples %4d series", q, a.Stats.Timings.ExecTotalTime*1000, samples, len(a.Result))
+			if most := q.budget(); samples > most {
+				t.Errorf("%s touches %d samples, more than %d", q, samples, most)
+			}
+		}
+	}
+	prometheus.checkVariables(t, boards, values)
+}
+
+// budget is how many samples one evaluation of a query may touch. What is about one machine must not depend on how many there are;
+// what is about all of them may touch a handful of series of each, or as many as it has alerts.
+func (q query) budget() int {
+	switch {
+	case q.board != "timewait-fleet":
+		return 500
+	case strings.Contains(q.expr, "ALERTS"):
+		return 25 * machines
+	}
+	return 3 * machines
+}
+
+func instance(machine int) string { return fmt.Sprintf("machine-%d:10793", machine) }

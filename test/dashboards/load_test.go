@@ -1,0 +1,150 @@
+package dashboards
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// load is traffic in the private network that gives every panel something to show.
+type load struct {
+	t *testing.T
+	// held are connections and listeners that stay until the end.
+	held []net.Conn
+}
+
+// startLoad runs the traffic, spread over some seconds so that rates and slopes are seen, and leaves behind what should stay.
+func startLoad(t *testing.T) {
+	t.Helper()
+	l := &load{t: t}
+	t.Cleanup(func() {
+		for _, c := range l.held {
+			c.Close()
+		}
+	})
+	// On every local address and both families, so an IPv4 client of it is in /proc/net/tcp6.
+	clientClosesFirst := l.serve("[::]:8080", func(c net.Conn) { l.untilPeerCloses(c) })
+	serverClosesFirst := l.serve("127.0.0.1:8081", func(c net.Conn) { c.Close() })
+	serverHoldsData := l.serve("127.0.0.1:8082", func(c net.Conn) {})
+	stuck := l.listenStuck(8083)
+
+	// The client that opens a connection for each request: TIME_WAITs of ours toward one destination, over half of the pool.
+	for range 10 {
+		for range 30 {
+			l.dial("", fmt.Sprintf("127.0.0.2:%d", clientClosesFirst)).Close()
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	// Clients from several addresses whose server closes first: TIME_WAITs inbound. What those clients never close is CLOSE_WAIT.
+	for client := 11; client <= 15; client++ {
+		for n := range 6 {
+			c := l.dial(fmt.Sprintf("127.0.0.%d", client), fmt.Sprintf("127.0.0.1:%d", serverClosesFirst))
+			if n < 3 {
+				l.held = append(l.held, c)
+				continue
+			}
+			if _, err := c.Read(make([]byte, 1)); err == nil {
+				t.Error("the server should have closed")
+			}
+			c.Close()
+		}
+	}
+	// Established ones that stay, IPv6 among them, and data that nobody reads.
+	for n := range 20 {
+		address := fmt.Sprintf("127.0.0.%d:%d", 2+n%4, clientClosesFirst)
+		if n%5 == 0 {
+			address = fmt.Sprintf("[::1]:%d", clientClosesFirst)
+		}
+		l.held = append(l.held, l.dial("", address))
+	}
+	c := l.dial("", fmt.Sprintf("127.0.0.1:%d", serverHoldsData))
+	if _, err := c.Write(make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	l.held = append(l.held, c)
+	l.overflow(stuck)
+}
+
+// serve accepts connections and hands each one to handle, and returns the port.
+func (l *load) serve(address string, handle func(net.Conn)) int {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { listener.Close() })
+	go func() {
+		var kept []net.Conn // else the collector would close what nobody reads
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				for _, c := range kept {
+					c.Close()
+				}
+				return
+			}
+			kept = append(kept, c)
+			go handle(c)
+		}
+	}()
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+func (l *load) untilPeerCloses(c net.Conn) {
+	buffer := make([]byte, 1)
+	for {
+		if _, err := c.Read(buffer); err != nil {
+			c.Close()
+			return
+		}
+	}
+}
+
+func (l *load) dial(from, to string) net.Conn {
+	l.t.Helper()
+	dialer := net.Dialer{Timeout: 2 * time.Second}
+	if from != "" {
+		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+	}
+	c, err := dialer.Dial("tcp", to)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return c
+}
+
+// listenStuck is a program that never calls accept(): its accept queue holds backlog + 1 connections.
+func (l *load) listenStuck(port int) int {
+	const backlog = 4
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { unix.Close(socket) })
+	if err := errors.Join(
+		unix.Bind(socket, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}),
+		unix.Listen(socket, backlog),
+	); err != nil {
+		l.t.Fatal(err)
+	}
+	return port
+}
+
+// overflow connects to the stuck listener more often than its queue is long. The last ones stay in SYN_SENT, and the kernel counts each
+// of their handshakes that it drops.
+func (l *load) overflow(port int) {
+	for range 10 {
+		socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		l.t.Cleanup(func() { unix.Close(socket) })
+		err = unix.Connect(socket, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+		if err != nil && !errors.Is(err, unix.EINPROGRESS) {
+			l.t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,178 @@
+package dashboards
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"os/exec"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+)
+
+const (
+	exporterAddress = "127.0.0.1:10793"
+	scrapeInterval  = time.Second
+)
+
+// shown are the variables' values for the exporter in the private network.
+var shown = selection{"job": job, "instance": exporterAddress, "netns": "self", "__rate_interval": "4s"}
+
+// The kernel shows these limits only in the first network namespace, or no longer at all. The simulated fleet has them.
+var notInPrivateNetwork = []string{
+	"timewait-host / How near is TCP memory pressure? / A", // net.ipv4.tcp_mem
+	"timewait-host / Orphans of their limit / A",           // net.ipv4.tcp_max_orphans
+	"timewait-host / Which limits are in force? / E",       // tcp_tw_recycle, until Linux 4.11
+}
+
+// On a quiet machine these show no data, because there is nothing that could have a value. All others show one, mostly 0.
+var quietWithoutData = append(slices.Clone(notInPrivateNetwork),
+	// A column of a table: no row has anything in that state.
+	"timewait-host / Which remotes hold the connections? / C",
+	"timewait-host / Which remotes hold the connections? / D",
+	"timewait-host / Which remotes hold the connections? / E",
+	"timewait-destinations / The worst destinations, and what holds their ports / B",
+	"timewait-destinations / The worst destinations, and what holds their ports / D",
+	"timewait-destinations / The worst destinations, and what holds their ports / E",
+	"timewait-fleet / The worst destinations across all machines / B",
+	// No pool fills, nobody is turned away, nothing fires.
+	"timewait-fleet / Who runs out of ports soonest? / A",
+	"timewait-fleet / Who turns clients away? / A",
+	"timewait-fleet / Which alerts fire? / A",
+	"timewait-fleet / Which alerts fire? / B",
+	"timewait-fleet / Which machines have most alerts? / A",
+	"timewait-fleet / annotation / Firing alerts",
+	"timewait-host / annotation / Firing alerts",
+	"timewait-destinations / annotation / Firing alerts",
+)
+
+// TestQueries runs every query of every panel, annotation and variable on a quiet machine, and on one with traffic.
+func TestQueries(t *testing.T) {
+	exporter, inside := inPrivateNetwork(t)
+	if !inside {
+		return
+	}
+	start(t, exec.Command(exporter, "--web.listen-address="+exporterAddress))
+	waitFor(t, "http://"+exporterAddress+"/metrics")
+	prometheus := startPrometheus(t, 9090, scrapeInterval, []map[string]any{{"targets": []string{exporterAddress}}})
+	boards := readBoards(t)
+
+	time.Sleep(8 * scrapeInterval)
+	t.Run("quiet", func(t *testing.T) { prometheus.checkAll(t, boards, shown, quietWithoutData) })
+	startLoad(t)
+	time.Sleep(4 * scrapeInterval)
+	t.Run("loaded", func(t *testing.T) { prometheus.checkAll(t, boards, shown, notInPrivateNetwork) })
+	t.Run("variables", func(t *testing.T) { prometheus.checkVariables(t, boards, shown) })
+	t.Run("fleet", func(t *testing.T) { checkFleet(t, boards) })
+}
+
+// checkAll runs all queries and compares those without an answer with the list of those that should have none.
+func (s *server) checkAll(t *testing.T, boards map[string]board, values selection, without []string) {
+	var missing []string
+	keys := map[string][]string{} // the labels that a panel's queries gave
+	for _, uid := range slices.Sorted(maps.Keys(boards)) {
+		for _, q := range boards[uid].queries() {
+			a, err := s.ask(values.in(q.expr), q.instant, 15*time.Second, time.Second)
+			if err != nil {
+				t.Errorf("%s: %v", q, err)
+				continue
+			}
+			if len(a.Result) == 0 {
+				missing = append(missing, q.String())
+				continue
+			}
+			if err := q.check(a.Result); err != nil {
+				t.Errorf("%s: %s: %v", q, values.in(q.expr), err)
+			}
+			for label := range a.Result[0].Metric {
+				keys[q.board+q.panel] = append(keys[q.board+q.panel], label)
+			}
+			t.Logf("%-90s %3d series, first %v %v", q, len(a.Result), a.Result[0].last(), a.Result[0].Metric)
+		}
+	}
+	for _, uid := range slices.Sorted(maps.Keys(boards)) {
+		for _, q := range boards[uid].queries() {
+			for _, label := range q.labels {
+				if found := keys[q.board+q.panel]; q.keyed && found != nil && !slices.Contains(found, label) {
+					t.Errorf("%s / %s: no query fills the column %s", q.board, q.panel, label)
+				}
+			}
+		}
+	}
+	for _, name := range missing {
+		if !slices.Contains(without, name) {
+			t.Errorf("%s: no data", name)
+		}
+	}
+	for _, name := range without {
+		if !slices.Contains(missing, name) {
+			t.Errorf("%s: data where none was expected", name)
+		}
+	}
+}
+
+// check says whether an answer has the shape that the panel needs.
+func (q query) check(result []series) error {
+	if q.kind == "stat" && len(result) != 1 {
+		return fmt.Errorf("%d series, a stat has one", len(result))
+	}
+	if q.kind == "heatmap" {
+		if err := checkBuckets(result); err != nil {
+			return err
+		}
+	}
+	for _, s := range result {
+		if v := s.last(); q.instant && (math.IsNaN(v) || math.IsInf(v, 0)) {
+			return fmt.Errorf("%v is %v", s.Metric, v)
+		}
+		own := maps.Clone(s.Metric)
+		delete(own, "__name__")
+		for _, label := range q.labels {
+			if own[label] == "" && !q.keyed {
+				return fmt.Errorf("%v has no label %s", s.Metric, label)
+			}
+			delete(own, label)
+		}
+		if q.keyed && len(own) > 0 {
+			return fmt.Errorf("%v has other labels than the columns %q", s.Metric, q.labels)
+		}
+	}
+	return nil
+}
+
+// checkBuckets checks that there is a bucket for everything and that no bucket has less than the one below.
+func checkBuckets(result []series) error {
+	bounds := map[float64]series{}
+	for _, s := range result {
+		le, err := strconv.ParseFloat(s.Metric["le"], 64)
+		if err != nil {
+			return fmt.Errorf("%v: %w", s.Metric, err)
+		}
+		bounds[le] = s
+	}
+	if _, ok := bounds[math.Inf(1)]; !ok || len(bounds) < 5 {
+		return fmt.Errorf("buckets %v", slices.Sorted(maps.Keys(bounds)))
+	}
+	below := 0.0
+	for _, le := range slices.Sorted(maps.Keys(bounds)) {
+		if bounds[le].last() < below {
+			return fmt.Errorf("bucket %v has %v, the one below %v", le, bounds[le].last(), below)
+		}
+		below = bounds[le].last()
+	}
+	return nil
+}
+
+// checkVariables checks that each variable offers the value that is selected.
+func (s *server) checkVariables(t *testing.T, boards map[string]board, values selection) {
+	for _, b := range boards {
+		for _, v := range b.Templating.List[1:] {
+			match := labelValues.FindStringSubmatch(v.Definition)
+			got, err := s.values(values.in(match[1]), match[2])
+			if err != nil || !slices.Contains(got, values[v.Name]) {
+				t.Errorf("%s: variable %s offers %q, want %q among them: %v", b.UID, v.Name, got, values[v.Name], err)
+			}
+		}
+	}
+}
