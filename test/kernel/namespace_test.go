@@ -23,12 +23,13 @@ import (
 const (
 	// scenarioEnv names the one test a re-executed test binary is to run.
 	scenarioEnv = "KERNEL_TEST_SCENARIO"
-	// programEnv is the path of the exporter under test.
+	// programEnv is the path of the exporter under test. Whoever has no Go
+	// toolchain at hand may set it; else the tests build the program.
 	programEnv = "KERNEL_TEST_PROGRAM"
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(scenarioEnv) != "" {
+	if os.Getenv(scenarioEnv) != "" || os.Getenv(programEnv) != "" {
 		os.Exit(m.Run())
 	}
 	code, err := buildAndRun(m)
