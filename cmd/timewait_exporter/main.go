@@ -12,7 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
+	"runtime"
 	"syscall"
 
 	"github.com/go-kit/log"
@@ -27,13 +27,11 @@ import (
 
 const name = "timewait_exporter"
 
-// gcPercent makes the heap small rather than collection rare: what a scrape leaves
-// behind is little, and collecting it costs less than a millisecond.
-const gcPercent = 50
-
 func main() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+	// A scrape is the work of one goroutine. More processors would cost memory for
+	// each, and threads that look for work.
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
