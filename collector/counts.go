@@ -133,16 +133,19 @@ func (c *counts[K]) makeRoom() {
 	}
 	for len(c.entries) > c.limit/2 {
 		c.shortfall++
-		c.entries = slices.DeleteFunc(c.entries, func(e entry[K]) bool {
+		kept := c.entries[:0]
+		for i := range c.entries {
+			e := &c.entries[i]
 			if e.rows+e.late > c.shortfall {
-				return false
+				kept = append(kept, *e)
+				continue
 			}
 			if c.gaveWay != nil {
-				c.gaveWay(&e)
+				c.gaveWay(e)
 			}
 			c.freeCells(e.cells)
-			return true
-		})
+		}
+		c.entries = kept
 	}
 	c.index(len(c.slots))
 }

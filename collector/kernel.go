@@ -194,7 +194,7 @@ func (k kernel) addSysctls(out *samples) error {
 		)
 	}
 	for _, s := range sysctls {
-		values, err := proc.SysctlInts(s.name)
+		values, err := sysctlInts(proc, s.name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -53,7 +53,7 @@ func readPool(root string) (*pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	bounds, err := proc.SysctlInts("net.ipv4.ip_local_port_range")
+	bounds, err := sysctlInts(proc, "net.ipv4.ip_local_port_range")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -97,8 +97,18 @@ func readPool(root string) (*pool, error) {
 	return p, nil
 }
 
-func sysctlInt(proc procfs.FS, name string) (int, error) {
+// sysctlInts reads the numbers of a sysctl. An error names it, which those of
+// procfs don't all do.
+func sysctlInts(proc procfs.FS, name string) ([]int, error) {
 	values, err := proc.SysctlInts(name)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return values, nil
+}
+
+func sysctlInt(proc procfs.FS, name string) (int, error) {
+	values, err := sysctlInts(proc, name)
 	if err != nil {
 		return 0, err
 	}
