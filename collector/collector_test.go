@@ -1,0 +1,355 @@
+package collector
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-kit/log"
+	"golang.org/x/sys/unix"
+)
+
+// tableHeader is the first line of net/tcp.
+var tableHeader = fmt.Sprintf("%-149s\n", "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode")
+
+// oneListener is a row of net/tcp, the same on machines of both byte orders.
+var oneListener = fmt.Sprintf("%-149s\n", "   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 77 1 0000000000000000 100 0 0 10 0")
+
+// writeProc writes a copy of a proc file system in which everything is in order,
+// and returns its root.
+func writeProc(t testing.TB) string {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range kernelFiles() {
+		writeFile(t, filepath.Join(root, name), text)
+	}
+	writeFile(t, filepath.Join(root, "sys/net/ipv4/ip_local_port_range"), "40000\t40009\n")
+	writeFile(t, filepath.Join(root, "net/tcp"), tableHeader+oneListener)
+	return root
+}
+
+// lines is a log's output.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// take returns what was written since the last call.
+func (l *lines) take() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	defer l.text.Reset()
+	return l.text.String()
+}
+
+func newLogged(t testing.TB, cfg Config) (*Collector, *lines) {
+	t.Helper()
+	out := new(lines)
+	c, err := New(t.Context(), cfg, log.NewLogfmtLogger(out))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.take()
+	return c, out
+}
+
+// TestCollectParts has each part fail alone: its metrics are gone, the others are
+// there, and the log says which file it was.
+func TestCollectParts(t *testing.T) {
+	metrics := map[string]string{ // one that tells that a part is there
+		"ports": "tcp_ephemeral_ports", "kernel": "tcp_file_handles", "sockets": "tcp_connections",
+	}
+	f := func(part, file, text string) {
+		t.Helper()
+		root := writeProc(t)
+		c, out := newLogged(t, fixture(t, root))
+		good := gather(t, c.WithContext(t.Context()))
+		for name, metric := range metrics {
+			good.want(t, 1, "timewait_exporter_collector_success", "collector", name)
+			if len(good.family(metric)) == 0 {
+				t.Errorf("%s has no %s", name, metric)
+			}
+		}
+		if text := out.take(); text != "" {
+			t.Errorf("logged without an error: %s", text)
+		}
+
+		writeFile(t, filepath.Join(root, file), text)
+		bad := gather(t, c.WithContext(t.Context()))
+		for name, metric := range metrics {
+			success, there := 1., true
+			if name == part {
+				success, there = 0, false
+			}
+			bad.want(t, success, "timewait_exporter_collector_success", "collector", name)
+			if part == "sockets" && name == "ports" {
+				there = false // it is of use with the sockets only
+			}
+			if got := len(bad.family(metric)) > 0; got != there {
+				t.Errorf("%s failed: is there %s of %s? %v", part, metric, name, got)
+			}
+		}
+		if n := len(bad.series("timewait_exporter_collector_duration_seconds")); n != len(metrics) {
+			t.Errorf("%d durations", n)
+		}
+		logged := out.take()
+		if strings.Count(logged, "\n") != 1 || !strings.Contains(logged, filepath.Base(file)) || !strings.Contains(logged, "collector="+part) || !strings.Contains(logged, "level=error") {
+			t.Errorf("logged: %s", logged)
+		}
+	}
+	f("ports", "sys/net/ipv4/ip_local_port_range", "40009\t40000\n")
+	f("ports", "sys/net/ipv4/ip_local_reserved_ports", "x\n")
+	f("kernel", "net/snmp", "Tcp: A\n")
+	f("kernel", "sys/fs/file-nr", "none\n")
+	f("sockets", "net/tcp", "")
+	f("sockets", "net/tcp", tableHeader+"garbage\n"+oneListener)
+	f("sockets", "net/tcp6", "garbage\n")
+}
+
+// TestCollectRows counts rows read and rows that are not as they should be, and
+// keeps counting.
+func TestCollectRows(t *testing.T) {
+	root := writeProc(t)
+	c, out := newLogged(t, fixture(t, root))
+	f := func(success, rows, malformed float64, tcp, logged string) {
+		t.Helper()
+		writeFile(t, filepath.Join(root, "net/tcp"), tcp)
+		p := gather(t, c.WithContext(t.Context()))
+		p.want(t, success, "timewait_exporter_collector_success", "collector", "sockets")
+		p.want(t, rows, "timewait_exporter_rows_total", "table", "tcp")
+		p.want(t, malformed, "timewait_exporter_malformed_rows_total", "table", "tcp")
+		p.want(t, 0, "timewait_exporter_rows_total", "table", "tcp6")
+		p.want(t, 0, "timewait_exporter_malformed_rows_total", "table", "tcp6")
+		if text := out.take(); !strings.Contains(text, logged) || logged == "" && text != "" {
+			t.Errorf("logged %q, want %q", text, logged)
+		}
+	}
+	f(1, 1, 0, tableHeader+oneListener, "")
+	f(1, 3, 0, tableHeader+oneListener+oneListener, "")
+	f(0, 4, 1, tableHeader+oneListener+"garbage\n", "level=error")
+	f(1, 5, 2, tableHeader+oneListener+oneListener[:50], "level=warn") // torn: the rows before it count
+	f(1, 6, 2, tableHeader+oneListener, "")
+}
+
+// TestCollectTorn shows the rows before one that is cut off.
+func TestCollectTorn(t *testing.T) {
+	root := writeProc(t)
+	writeFile(t, filepath.Join(root, "net/tcp"), tableHeader+oneListener+oneListener[:50])
+	p := scrapeOf(t, fixture(t, root))
+	p.want(t, 1, "tcp_connections")
+}
+
+// TestCollectNoIPv6 is a kernel without tcp6: nothing is wrong with that.
+func TestCollectNoIPv6(t *testing.T) {
+	p := scrapeOf(t, fixture(t, writeProc(t)))
+	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
+	p.want(t, 1, "tcp_connections")
+	p.want(t, 0, "tcp_connections", "family", "ipv6")
+}
+
+// TestCollectOtherSysctls shows no pool of another namespace.
+func TestCollectOtherSysctls(t *testing.T) {
+	cfg := fixture(t, writeProc(t))
+	cfg.Namespace.OwnSysctls = false
+	p := scrapeOf(t, cfg)
+	p.want(t, 1, "timewait_exporter_netns_info", "sysctls", "other")
+	p.wantNone(t, "timewait_exporter_collector_success", "collector", "ports")
+	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
+	p.want(t, 1, "tcp_connections")
+	p.wantNone(t, "tcp_ephemeral_ports")
+	p.wantNone(t, "tcp_time_wait_limit")
+	p.want(t, 1600, "tcp_file_handles")
+}
+
+// TestCollectNamesNetns has the namespace on every metric that is of one.
+func TestCollectNamesNetns(t *testing.T) {
+	cfg := fixture(t, writeProc(t))
+	cfg.Namespace.Name = "blue"
+	for _, f := range scrapeOf(t, cfg) {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "netns" && l.GetValue() != "blue" {
+					t.Errorf("%s is of netns %q", f.GetName(), l.GetValue())
+				}
+			}
+		}
+	}
+}
+
+// TestCollectHangs has a table of which no byte comes: each scrape ends at its
+// deadline and shows what else there is, and when the table is back so are its
+// metrics.
+func TestCollectHangs(t *testing.T) {
+	root := writeProc(t)
+	path := filepath.Join(root, "net/tcp")
+	c, out := newLogged(t, fixture(t, root))
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const timeout = 200 * time.Millisecond
+	for range 3 {
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
+		p := gather(t, c.WithContext(ctx))
+		if took := time.Since(start); took < timeout || took > timeout+5*time.Second {
+			t.Errorf("the scrape ended after %v", took)
+		}
+		cancel()
+		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", "kernel")
+		p.want(t, 1600, "tcp_file_handles")
+		p.wantNone(t, "tcp_connections")
+		if logged := out.take(); !strings.Contains(logged, "deadline exceeded") || strings.Count(logged, "\n") != 1 {
+			t.Errorf("logged: %s", logged)
+		}
+	}
+
+	// A new table takes the place of the one that somebody still reads; and that one
+	// ends.
+	writer, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatalf("nobody reads the table: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, path, tableHeader+oneListener)
+	writer.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	p := gather(t, c.WithContext(ctx))
+	if p.sum("timewait_exporter_collector_success", "collector", "sockets") == 0 {
+		// It shared the read that was about to fail.
+		p = gather(t, c.WithContext(ctx))
+	}
+	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
+	p.want(t, 1, "tcp_connections")
+}
+
+// TestCollectEndless ends a walk at the deadline though rows keep coming.
+func TestCollectEndless(t *testing.T) {
+	root := writeProc(t)
+	path := filepath.Join(root, "net/tcp")
+	c, _ := newLogged(t, fixture(t, root))
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// With O_DIRECT each write(2) is what one read(2) returns (pipe(2)): a page that
+	// is full, so that more has to follow.
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_NONBLOCK|unix.O_DIRECT); err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		rows := os.Getpagesize() / len(oneListener)
+		page := tableHeader + strings.Repeat(oneListener, rows-1)
+		for {
+			switch _, err := unix.Write(fd, []byte(page)); err {
+			case nil:
+				page = strings.Repeat(oneListener, rows) // listeners are never taken for repetitions
+			case unix.EAGAIN:
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+			default:
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	p := gather(t, c.WithContext(ctx))
+	p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
+	p.wantNone(t, "tcp_connections")
+	close(stop)
+	<-done
+	unix.Close(fd)
+}
+
+// TestCollectAtOnce has scrapes at the same time: each gets all of it.
+func TestCollectAtOnce(t *testing.T) {
+	c := newCollector(t, machine(t, machines(t)[0]))
+	want := gather(t, c.WithContext(t.Context())).text(t, "timewait_exporter_rows_total", "timewait_exporter_collector_duration_seconds")
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 5 {
+				p := gather(t, c.WithContext(t.Context()))
+				if got := p.text(t, "timewait_exporter_rows_total", "timewait_exporter_collector_duration_seconds"); got != want {
+					t.Errorf("got\n%s\nwant\n%s", got, want)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestNewSource chooses the source. That of a copy can only be procfs, whatever is
+// wanted.
+func TestNewSource(t *testing.T) {
+	f := func(source, want string) {
+		t.Helper()
+		cfg := fixture(t, writeProc(t))
+		cfg.Source = source
+		p := scrapeOf(t, cfg)
+		p.want(t, 1, "timewait_exporter_source_info", "source", want)
+		p.wantNone(t, "timewait_exporter_collector_success", "collector", "listeners")
+	}
+	f(SourceProcfs, SourceProcfs)
+	f(SourceAuto, SourceProcfs)
+
+	cfg := fixture(t, writeProc(t))
+	cfg.Source = SourceNetlink
+	if _, err := New(t.Context(), cfg, log.NewNopLogger()); err == nil || !strings.Contains(err.Error(), cfg.Namespace.Dir) {
+		t.Errorf("netlink of a copy: %v", err)
+	}
+}
+
+// TestCollectThisKernel reads the kernel that the test runs on.
+func TestCollectThisKernel(t *testing.T) {
+	cfg := fixture(t, "/proc")
+	p := scrapeOf(t, cfg)
+	for _, part := range []string{"ports", "kernel", "sockets"} {
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", part)
+	}
+	p.want(t, 1, "timewait_exporter_netns_info", "sysctls", "same")
+	for _, m := range Metrics() {
+		switch m.Name {
+		case "tcp_time_wait_recycle_enabled", // no longer in the kernel
+			"tcp_orphan_limit", "tcp_memory_limit_bytes", // only in its first namespace
+			"tcp_remote_connections", "tcp_destination_ports_used", "tcp_destination_port_utilisation_ratio", "tcp_local_ports_used", "tcp_local_port_utilisation_ratio",
+			"tcp_listener_connections", "tcp_listener_accept_queue", "tcp_listener_accept_queue_limit", "tcp_listener_unaccepted_connections": // only with sockets
+		default:
+			if len(p.family(m.Name)) == 0 {
+				t.Errorf("%s is missing", m.Name)
+			}
+		}
+	}
+	p.want(t, 0, "timewait_exporter_malformed_rows_total")
+}

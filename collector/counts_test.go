@@ -1,0 +1,280 @@
+package collector
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// fill adds rows to c and counts them a second way, exactly.
+func fill(c *counts[uint64], rows iterRows) map[uint64]map[uint8]uint64 {
+	exact := make(map[uint64]map[uint8]uint64)
+	for key, label := range rows {
+		c.add(&key, label, 1)
+		if exact[key] == nil {
+			exact[key] = make(map[uint8]uint64)
+		}
+		exact[key][label]++
+	}
+	return exact
+}
+
+type iterRows = func(yield func(uint64, uint8) bool)
+
+func total(labels map[uint8]uint64) uint64 {
+	var sum uint64
+	for _, rows := range labels {
+		sum += rows
+	}
+	return sum
+}
+
+// checkBounds holds counts to what its comment promises.
+func checkBounds(t *testing.T, c *counts[uint64], exact map[uint64]map[uint8]uint64) {
+	t.Helper()
+	var rows uint64
+	for _, labels := range exact {
+		rows += total(labels)
+	}
+	if uint64(c.shortfall)*uint64(c.limit) > 2*rows {
+		t.Errorf("%d rows in %d entries may be %d short", rows, c.limit, c.shortfall)
+	}
+	if len(c.entries) > c.limit {
+		t.Errorf("%d entries, %d are allowed", len(c.entries), c.limit)
+	}
+	found := make(map[uint64]bool)
+	for i := range c.entries {
+		e := &c.entries[i]
+		if found[e.key] {
+			t.Errorf("key %d is there twice", e.key)
+		}
+		found[e.key] = true
+		if c.lookup(&e.key) != e {
+			t.Errorf("key %d is not found", e.key)
+		}
+		want := exact[e.key]
+		if n := total(want); uint64(e.rows) > n || uint64(e.rows)+uint64(c.shortfall) < n {
+			t.Errorf("key %d has %d rows, want %d and at most %d less", e.key, e.rows, n, c.shortfall)
+		}
+		var sum uint32
+		for label, n := range c.labels(e) {
+			sum += n
+			if uint64(n) > want[label] || uint64(n)+uint64(c.shortfall) < want[label] {
+				t.Errorf("key %d has %d rows under label %d, want %d and at most %d less", e.key, n, label, want[label], c.shortfall)
+			}
+		}
+		if sum != e.rows {
+			t.Errorf("key %d has %d rows, and %d under its labels", e.key, e.rows, sum)
+		}
+	}
+	for key, labels := range exact {
+		if n := total(labels); n > uint64(c.shortfall) && !found[key] {
+			t.Errorf("key %d has %d rows and is not there, though at most %d may be missing", key, n, c.shortfall)
+		}
+		if !found[key] && c.lookup(&key) != nil {
+			t.Errorf("key %d is found and not there", key)
+		}
+	}
+	if len(exact) <= c.limit {
+		if c.shortfall != 0 || len(c.entries) != len(exact) || c.distinct() != float64(len(exact)) {
+			t.Errorf("%d keys in %d entries of %d, %v distinct, %d short", len(exact), len(c.entries), c.limit, c.distinct(), c.shortfall)
+		}
+	} else if off := math.Abs(c.distinct()/float64(len(exact)) - 1); off > 0.02 {
+		t.Errorf("%v distinct, want %d", c.distinct(), len(exact))
+	}
+}
+
+// TestCounts is a property test: random rows of several kinds of crowds.
+func TestCounts(t *testing.T) {
+	random := rand.New(rand.NewPCG(7, 8))
+	f := func(limit, rows int, key func(i int) uint64) {
+		t.Helper()
+		c := newCounts[uint64](limit)
+		for range 2 { // with the memory of the first time
+			exact := fill(c, func(yield func(uint64, uint8) bool) {
+				for i := range rows {
+					if !yield(key(i), uint8(random.UintN(8))) {
+						return
+					}
+				}
+			})
+			checkBounds(t, c, exact)
+			c.reset()
+			if len(c.entries) != 0 || c.distinct() != 0 || c.shortfall != 0 {
+				t.Errorf("%d entries, %v distinct, %d short after reset", len(c.entries), c.distinct(), c.shortfall)
+			}
+			checkBounds(t, c, nil)
+		}
+	}
+	distinct := func(i int) uint64 { return uint64(i) }
+	scattered := func(int) uint64 { return random.Uint64() }
+	few := func(int) uint64 { return random.Uint64N(10) }
+	skewed := func(int) uint64 { return uint64(1 / (1 - random.Float64())) } // Zipf
+	attacked := func(i int) uint64 {
+		if i%4 == 0 {
+			return random.Uint64N(3) // three that matter among a crowd
+		}
+		return random.Uint64()
+	}
+	late := func(i int) uint64 {
+		if i > 45_000 {
+			return 1 // comes when there is no room
+		}
+		return 1000 + uint64(i)
+	}
+	waves := func(i int) uint64 { return uint64(i % 3000) } // each gives way before it comes again
+	for _, limit := range []int{2, 3, 16, 1000, 1024, 4096} {
+		f(limit, 0, distinct)
+		f(limit, 1, distinct)
+		f(limit, limit, distinct)
+		f(limit, limit+1, distinct)
+		f(limit, 50_000, distinct)
+		f(limit, 50_000, scattered)
+		f(limit, 50_000, few)
+		f(limit, 50_000, skewed)
+		f(limit, 50_000, attacked)
+		f(limit, 50_000, late)
+		f(limit, 50_000, waves)
+	}
+}
+
+// TestCountsWeighted adds many rows at once.
+func TestCountsWeighted(t *testing.T) {
+	random := rand.New(rand.NewPCG(9, 10))
+	c := newCounts[uint64](100)
+	exact := make(map[uint64]map[uint8]uint64)
+	for range 5000 {
+		key, label, rows := uint64(1/(1-random.Float64())), uint8(random.UintN(3)), uint32(random.UintN(50))
+		c.add(&key, label, rows)
+		if exact[key] == nil {
+			exact[key] = make(map[uint8]uint64)
+		}
+		exact[key][label] += uint64(rows)
+	}
+	checkBounds(t, c, exact)
+}
+
+// TestCountsGaveWay hears of every row that is not in an entry at the end.
+func TestCountsGaveWay(t *testing.T) {
+	c := newCounts[uint64](64)
+	gone := make(map[uint64]map[uint8]uint64)
+	add := func(e *entry[uint64]) {
+		if gone[e.key] == nil {
+			gone[e.key] = make(map[uint8]uint64)
+		}
+		for label, rows := range c.labels(e) {
+			gone[e.key][label] += uint64(rows)
+		}
+	}
+	c.gaveWay = add
+	random := rand.New(rand.NewPCG(11, 12))
+	exact := fill(c, func(yield func(uint64, uint8) bool) {
+		for range 20_000 {
+			if !yield(uint64(1/(1-random.Float64())), uint8(random.UintN(3))) {
+				return
+			}
+		}
+	})
+	for i := range c.entries {
+		add(&c.entries[i])
+	}
+	if len(exact) <= c.limit {
+		t.Fatalf("%d keys give no way", len(exact))
+	}
+	for key := range exact {
+		if !maps.Equal(gone[key], exact[key]) {
+			t.Errorf("key %d: %v, want %v", key, gone[key], exact[key])
+		}
+	}
+}
+
+// TestCountsDistinct is exact up to the limit and near it far beyond.
+func TestCountsDistinct(t *testing.T) {
+	c := newCounts[uint64](1000)
+	f := func(keys int) {
+		t.Helper()
+		c.reset()
+		for range 2 {
+			for key := range uint64(keys) {
+				c.add(&key, 0, 1)
+			}
+		}
+		if got := c.distinct(); keys <= 1000 && got != float64(keys) || math.Abs(got-float64(keys)) > 0.02*float64(keys) {
+			t.Errorf("%v distinct, want %d", got, keys)
+		}
+	}
+	for _, keys := range []int{0, 1, 999, 1000, 1001, 1500, 10_000, 300_000, 1_000_000} {
+		f(keys)
+	}
+}
+
+// TestCountsMemory takes no more memory for the rows of a second walk, and gives
+// it back after a flood.
+func TestCountsMemory(t *testing.T) {
+	c := newCounts[uint64](1 << 16)
+	walk := func(keys int) {
+		c.reset()
+		for key := range uint64(keys) {
+			c.add(&key, uint8(key%5), 1)
+		}
+	}
+	walk(50_000)
+	if n := testing.AllocsPerRun(3, func() { walk(50_000) }); n > 0 {
+		t.Errorf("%v allocations in a walk like the one before", n)
+	}
+	if n := testing.AllocsPerRun(1, func() { walk(1_000_000) }); n > 100 {
+		t.Errorf("%v allocations in a walk in which many keys give way", n)
+	}
+	if got, most := cap(c.entries), 2*c.limit; got > most {
+		t.Errorf("room for %d entries, the limit is %d", got, c.limit)
+	}
+	if got, most := cap(c.cells), 4*c.limit; got > most {
+		t.Errorf("room for %d cells, the limit is %d", got, c.limit)
+	}
+	walk(100)
+	walk(100)
+	if got := cap(c.entries); got > 4096 {
+		t.Errorf("room for %d entries after a flood is over", got)
+	}
+	if got := cap(c.cells); got > 4096 {
+		t.Errorf("room for %d cells after a flood is over", got)
+	}
+	if got := len(c.slots); got > 4096 {
+		t.Errorf("%d slots after a flood is over", got)
+	}
+}
+
+func TestLargest(t *testing.T) {
+	f := func(n int, want string, numbers ...int) {
+		t.Helper()
+		got := largest(slices.Values(numbers), n, func(a, b int) int { return cmp.Compare(b, a) })
+		if text := fmt.Sprint(got); text != want {
+			t.Errorf("the %d largest of %v are %s, want %s", n, numbers, text, want)
+		}
+	}
+	f(0, "[]", 1, 2, 3)
+	f(1, "[3]", 1, 3, 2)
+	f(2, "[3 2]", 1, 3, 2)
+	f(3, "[3 2 1]", 1, 3, 2)
+	f(9, "[3 2 1]", 1, 3, 2)
+	f(9, "[]")
+	f(3, "[5 5 5]", 5, 1, 5, 5, 5)
+	f(2, "[9 8]", 9, 8, 7, 6)
+	f(2, "[9 8]", 6, 7, 8, 9)
+
+	random := rand.New(rand.NewPCG(13, 14))
+	for range 200 {
+		numbers := make([]int, random.IntN(60))
+		for i := range numbers {
+			numbers[i] = random.IntN(50)
+		}
+		n := random.IntN(70)
+		want := slices.Clone(numbers)
+		slices.SortFunc(want, func(a, b int) int { return cmp.Compare(b, a) })
+		f(n, fmt.Sprint(want[:min(n, len(want))]), numbers...)
+	}
+}

@@ -1,0 +1,75 @@
+package collector
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// TestMetricsDoc holds docs/metrics.md to the code: a row for each metric, in the
+// order of Metrics.
+func TestMetricsDoc(t *testing.T) {
+	var b strings.Builder
+	fmt.Fprintf(&b, metricsIntro, maxRemotes, maxDestinations, maxLocals)
+	cell := func(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
+	for _, m := range Metrics() {
+		var labels []string
+		for _, label := range m.Labels {
+			labels = append(labels, "`"+label+"`")
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", m.Name, m.Type,
+			cmp.Or(strings.Join(labels, ", "), "-"), cell(cmp.Or(m.Source, "the exporter itself")), cell(m.Help))
+	}
+	compareFile(t, "../docs/metrics.md", b.String())
+}
+
+const metricsIntro = `# Metrics
+
+Written from the code by ` + "`make docs`" + `; a test holds it to the code. Beside these, ` + "`/metrics`" + ` has
+` + "`timewait_exporter_build_info`, and the `go_*`, `process_*` and `promhttp_*` metrics of the Prometheus client library." + `
+
+## Words
+
+* **netns** is the network namespace that is read: ` + "`host`" + ` when it is that of PID 1 in the proc file system in use, else
+  ` + "`self`" + `. Metrics without this label are of the whole node.
+* **family** is ` + "`ipv4` or `ipv6`" + `, by the addresses: ` + "`::ffff:a.b.c.d` is `a.b.c.d`" + `, and so one peer is one ` + "`remote_ip`" + `,
+  whether a program talks to it by an IPv4 socket or a dual-stack one.
+* **state** is the kernel's, in lower case: ` + "`established`, `syn_sent`, `syn_recv`, `fin_wait1`, `fin_wait2`, `time_wait`, `close`,\n  `close_wait`, `last_ack`, `listen`, `closing`" + `. ` + "`tcp_connections`" + ` has every state a direction can have, zero included; other
+  metrics leave out what is zero where that is said.
+* **direction** is ` + "`inbound`" + ` for a listener, a half-open connection, and a connection whose local port a listener holds, on its
+  local IP or on all; else ` + "`outbound`" + `. The listener has to be in the same of the kernel's two tables, that of AF_INET or of AF_INET6
+  sockets, as the one that takes a connection always is. An inbound TIME_WAIT holds no ephemeral port of this host. When a listener
+  is closed, the connections that it took become outbound.
+* The **ephemeral pool** is the ports of ` + "`net.ipv4.ip_local_port_range`" + ` less ` + "`net.ipv4.ip_local_reserved_ports`" + `. It is used in two
+  ways. ` + "`pool=\"connect\"`: `connect()`" + ` needs a port that is free toward its destination. ` + "`pool=\"bind\"`: `bind()`" + ` with port 0 needs
+  a port that no socket holds on its local IP, whatever the destination; programs that choose their source IP do that.
+* A **destination** is what ` + "`connect()`" + ` needs a free port for: local IP, remote IP and remote port of an outbound connection.
+* **other** is the exact remainder of those that are not named: ` + "`remote_ip=\"other\"`, `local_port=\"other\"`" + `. A sum over all
+  series of ` + "`tcp_remote_connections`" + ` is the number of connections, listeners excluded.
+
+## How many series
+
+Remotes, destinations and listening ports have series of their own for those with most connections only: 50, 20 and 50, by
+` + "`--collector.remotes`, `--collector.destinations` and `--collector.listeners`" + `; local IPs for the 20 with most ports. So a page
+has a bounded length, whatever happens in the network.
+
+## What is approximate
+
+* ` + "`tcp_destination_port_utilisation_ratio`, and `pool=\"connect\"`, are" + ` a lower bound where programs bind to a port 0 before they
+  connect: such a port is kept from all destinations, and ` + "`/proc`" + ` does not tell. ` + "`tcp_ephemeral_ports_used`" + ` is the upper bound.
+  They are exact where nobody does that. Of a range with an odd number of ports the kernel may leave one unused.
+* A walk of the table is no snapshot: a socket that comes or goes meanwhile may be in it or not.
+* The kernel fires the timers of TIME_WAIT up to two seconds late, in which they show as 0.
+* With more than %d remotes in a direction, %d destinations or %d local IPs at once, the small ones are not counted one by one.
+  ` + "`timewait_exporter_undercount_max`" + ` then says by how many connections any one may be short, the numbers of distinct ones are
+  estimates good to about 1 %%, and totals stay exact.
+
+Where the kernel has no such file or counter, a metric is absent. Where there is one and it can't be read,
+` + "`timewait_exporter_collector_success`" + ` is 0, and the metrics of that part are absent: 0 never means "not collected".
+
+## All of them
+
+| Metric | Type | Labels | Source | Meaning |
+|---|---|---|---|---|
+`

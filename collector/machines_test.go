@@ -1,0 +1,395 @@
+package collector
+
+import (
+	"bytes"
+
+	"encoding/binary"
+	"flag"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/go-kit/log"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+)
+
+// go test ./collector -update writes what the tests compare with: read the
+// difference before it is kept.
+var update = flag.Bool("update", false, "write testdata/*/metrics.prom and docs/metrics.md anew")
+
+// fixture returns what to collect of a copy of a proc file system: as much as the
+// program does by default.
+func fixture(t testing.TB, root string) Config {
+	t.Helper()
+	ns, err := FindNamespace(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Config{
+		ProcRoot: root, Namespace: ns, Source: SourceProcfs,
+		Remotes: 50, Destinations: 20, Listeners: 50, RemotePrefixIPv4: 32, RemotePrefixIPv6: 128,
+	}
+}
+
+// machines returns the captured ones. All are of little-endian kernels.
+func machines(t testing.TB) []string {
+	t.Helper()
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
+		t.Skip("this machine is big-endian, and the kernel prints addresses in its own byte order")
+	}
+	roots, err := filepath.Glob("testdata/*/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(roots) == 0 {
+		t.Fatal("no machines")
+	}
+	for i := range roots {
+		roots[i] = filepath.Base(filepath.Dir(roots[i]))
+	}
+	return roots
+}
+
+func machine(t testing.TB, name string) Config {
+	t.Helper()
+	return fixture(t, filepath.Join("testdata", name, "proc"))
+}
+
+func newCollector(t testing.TB, cfg Config) *Collector {
+	t.Helper()
+	c, err := New(t.Context(), cfg, log.NewNopLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// page is what a scrape gives.
+type page []*dto.MetricFamily
+
+// gather collects with a registry that checks every metric against its
+// description.
+func gather(t testing.TB, c prometheus.Collector) page {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	if err := registry.Register(c); err != nil {
+		t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families
+}
+
+func scrapeOf(t testing.TB, cfg Config) page {
+	t.Helper()
+	return gather(t, newCollector(t, cfg).WithContext(t.Context()))
+}
+
+func (p page) family(name string) []*dto.Metric {
+	for _, f := range p {
+		if f.GetName() == name {
+			return f.GetMetric()
+		}
+	}
+	return nil
+}
+
+// series returns those of a metric that have the labels, given as names and
+// values in turn.
+func (p page) series(name string, labels ...string) []*dto.Metric {
+	var found []*dto.Metric
+	for _, m := range p.family(name) {
+		has := make(map[string]string)
+		for _, l := range m.GetLabel() {
+			has[l.GetName()] = l.GetValue()
+		}
+		matches := true
+		for i := 0; i < len(labels); i += 2 {
+			matches = matches && has[labels[i]] == labels[i+1]
+		}
+		if matches {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+func value(m *dto.Metric) float64 {
+	return m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+}
+
+// sum adds the series up; of a histogram it counts the observations.
+func (p page) sum(name string, labels ...string) float64 {
+	var sum float64
+	for _, m := range p.series(name, labels...) {
+		sum += value(m)
+	}
+	return sum
+}
+
+func (p page) want(t *testing.T, want float64, name string, labels ...string) {
+	t.Helper()
+	if len(p.series(name, labels...)) == 0 {
+		t.Errorf("there is no %s %q", name, labels)
+	} else if got := p.sum(name, labels...); got != want {
+		t.Errorf("%s %q is %v, want %v", name, labels, got, want)
+	}
+}
+
+func (p page) wantNone(t *testing.T, name string, labels ...string) {
+	t.Helper()
+	if n := len(p.series(name, labels...)); n != 0 {
+		t.Errorf("there are %d series of %s %q", n, name, labels)
+	}
+}
+
+// text prints the page without the metrics that are named.
+func (p page) text(t testing.TB, without ...string) string {
+	t.Helper()
+	var b bytes.Buffer
+	for _, f := range p {
+		if slices.Contains(without, f.GetName()) {
+			continue
+		}
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.String()
+}
+
+// compareFile compares text with a file, or writes that with -update.
+func compareFile(t *testing.T, path, text string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text == string(want) {
+		return
+	}
+	gotLines, wantLines := strings.Split(text, "\n"), strings.Split(string(want), "\n")
+	for _, line := range wantLines {
+		if !slices.Contains(gotLines, line) {
+			t.Errorf("%s: missing: %s", path, line)
+		}
+	}
+	for _, line := range gotLines {
+		if !slices.Contains(wantLines, line) {
+			t.Errorf("%s: unwanted: %s", path, line)
+		}
+	}
+	t.Errorf("%s is another text; -update writes it anew", path)
+}
+
+// TestMachines compares all metrics of captured machines.
+func TestMachines(t *testing.T) {
+	for _, name := range machines(t) {
+		t.Run(name, func(t *testing.T) {
+			text := scrapeOf(t, machine(t, name)).text(t,
+				"timewait_exporter_collector_duration_seconds",
+				// In pages of the machine that the test runs on; see TestKernelMemory.
+				"tcp_memory_bytes", "tcp_memory_limit_bytes")
+			compareFile(t, filepath.Join("testdata", name, "metrics.prom"), text)
+		})
+	}
+}
+
+// TestMachinesTell has of each machine what is wrong with it, counted by hand from
+// its tables, whatever -update has written.
+func TestMachinesTell(t *testing.T) {
+	machines(t)
+	f := func(name string, tell func(t *testing.T, p page)) {
+		t.Run(name, func(t *testing.T) { tell(t, scrapeOf(t, machine(t, name))) })
+	}
+	f("lvs_backend", func(t *testing.T, p page) {
+		// One peer holds nearly all TIME_WAITs, and they cost this host no port.
+		p.want(t, 310, "tcp_connections", "direction", "inbound", "state", "time_wait")
+		p.want(t, 304, "tcp_remote_connections", "remote_ip", "10.3.0.2", "state", "time_wait")
+		p.want(t, 304./310, "tcp_remote_top_share_ratio", "direction", "inbound", "state", "time_wait")
+		p.want(t, 3, "tcp_connections", "direction", "outbound", "state", "time_wait")
+		p.want(t, 11, "tcp_ephemeral_ports_used")
+		p.want(t, 11./28232, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+		p.want(t, 310, "tcp_listener_connections", "local_port", "80", "state", "time_wait")
+	})
+	f("client_near_exhaustion", func(t *testing.T, p page) {
+		// 130 TIME_WAIT, 48 ESTABLISHED, 4 CLOSE_WAIT and the listener's port.
+		p.want(t, 190, "tcp_ephemeral_ports")
+		p.want(t, 183./190, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.50", "remote_port", "443")
+		p.want(t, 16./190, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.51", "remote_port", "443")
+		p.want(t, 183./190, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+		p.want(t, 186./190, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
+		p.want(t, 186, "tcp_ephemeral_ports_used")
+		p.want(t, 130, "tcp_destination_ports_used", "remote_ip", "10.0.0.50", "state", "time_wait")
+		p.want(t, 2, "tcp_destinations")
+	})
+	f("java_dual_stack", func(t *testing.T, p page) {
+		// All of it is in tcp6, and IPv4 all the same.
+		p.want(t, 13, "tcp_connections", "family", "ipv4", "direction", "inbound", "state", "established")
+		p.want(t, 3, "tcp_connections", "family", "ipv6", "direction", "inbound", "state", "established")
+		p.want(t, 6, "tcp_remote_connections", "remote_ip", "10.2.0.62", "state", "established")
+		p.want(t, 4, "tcp_listener_accept_queue", "local_ip", "::", "local_port", "8080")
+		p.want(t, 4, "tcp_listener_unaccepted_connections", "local_port", "8080")
+		p.want(t, 3, "tcp_connections", "direction", "inbound", "state", "close_wait")
+		p.want(t, 7, "tcp_destination_ports_used", "remote_ip", "10.2.0.60", "remote_port", "5432", "state", "established")
+	})
+	f("ipv6_disabled", func(t *testing.T, p page) {
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
+		p.want(t, 0, "tcp_connections", "family", "ipv6")
+		p.want(t, 0, "timewait_exporter_rows_total", "table", "tcp6")
+		p.wantNone(t, "tcp_time_wait_recycle_enabled")
+	})
+	f("old_kernel", func(t *testing.T, p page) {
+		p.want(t, 1, "tcp_time_wait_recycle_enabled")
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", "kernel")
+		// tcp_tw_reuse is on, and the 6 in TIME_WAIT are older than a second.
+		p.want(t, 6, "tcp_destination_ports_used", "remote_ip", "10.1.0.20", "state", "time_wait")
+		p.want(t, 5./28232, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.1.0.20")
+		p.want(t, 4, "tcp_time_wait_reused_total")
+	})
+	f("all_states", func(t *testing.T, p page) {
+		p.want(t, 31, "tcp_connections")
+		p.want(t, 8, "tcp_orphan_connections")
+		p.want(t, 2, "tcp_connections", "state", "listen")
+		p.want(t, 4, "tcp_connections", "state", "syn_recv")
+		p.want(t, 6, "tcp_connections", "state", "fin_wait2")
+		p.want(t, 3, "tcp_connections", "state", "time_wait")
+		p.want(t, 6, "tcp_time_wait_sockets") // with the FIN_WAIT2 that are minisocks
+	})
+	f("quiet_host", func(t *testing.T, p page) {
+		p.want(t, 0, "timewait_exporter_undercount_max")
+		p.want(t, 2, "tcp_listener_connections", "local_port", "9100", "state", "established")
+		p.want(t, 1, "tcp_connections", "direction", "outbound", "state", "established")
+	})
+}
+
+// TestSumRule holds the remotes and listeners that are named, and the rest, to
+// the totals, however many are named and however they are folded.
+func TestSumRule(t *testing.T) {
+	f := func(cfg Config) {
+		t.Helper()
+		p := scrapeOf(t, cfg)
+		for d := range numDirections {
+			direction := d.String()
+			for s := range states(d) {
+				state := s.String()
+				total := p.sum("tcp_connections", "direction", direction, "state", state)
+				if state == "listen" {
+					total = 0
+				}
+				if got := p.sum("tcp_remote_connections", "direction", direction, "state", state); got != total {
+					t.Errorf("%s, %d remotes /%d /%d: %v in %s %s, want %v", cfg.ProcRoot, cfg.Remotes, cfg.RemotePrefixIPv4, cfg.RemotePrefixIPv6, got, direction, state, total)
+				}
+				if got := p.sum("tcp_listener_connections", "state", state); direction == "inbound" && got != total {
+					t.Errorf("%s, %d listeners: %v in %s, want %v", cfg.ProcRoot, cfg.Listeners, got, state, total)
+				}
+			}
+		}
+		named := make(map[string]bool)
+		for _, m := range p.family("tcp_remote_connections") {
+			named[m.GetLabel()[2].GetValue()] = true
+		}
+		delete(named, "other")
+		if len(named) > cfg.Remotes {
+			t.Errorf("%s: %d remotes are named, %d should be", cfg.ProcRoot, len(named), cfg.Remotes)
+		}
+	}
+	for _, name := range machines(t) {
+		cfg := machine(t, name)
+		for _, n := range []int{0, 1, 2, 3, 7, 10_000} {
+			cfg.Remotes, cfg.Listeners = n, n
+			for _, prefixes := range [][2]int{{32, 128}, {24, 64}, {31, 127}, {8, 0}, {0, 0}, {32, 48}, {16, 128}} {
+				cfg.RemotePrefixIPv4, cfg.RemotePrefixIPv6 = prefixes[0], prefixes[1]
+				f(cfg)
+			}
+		}
+	}
+}
+
+// TestMetricsLint keeps names, units and types to what Prometheus asks for.
+func TestMetricsLint(t *testing.T) {
+	for _, name := range machines(t) {
+		problems, err := promlint.NewWithMetricFamilies(scrapeOf(t, machine(t, name))).Lint()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range problems {
+			t.Errorf("%s: %s: %s", name, p.Metric, p.Text)
+		}
+	}
+}
+
+// TestMetricsCollected finds every metric on some machine, and none that is not
+// in Metrics.
+func TestMetricsCollected(t *testing.T) {
+	missing := make(map[string]bool)
+	for _, m := range Metrics() {
+		if missing[m.Name] {
+			t.Errorf("%s is there twice", m.Name)
+		}
+		missing[m.Name] = true
+	}
+	// Only sock_diag tells it, and that of a copied proc file system nothing does.
+	delete(missing, "tcp_listener_accept_queue_limit")
+	for _, name := range machines(t) {
+		for _, f := range scrapeOf(t, machine(t, name)) {
+			delete(missing, f.GetName())
+			i := slices.IndexFunc(Metrics(), func(m *Metric) bool { return m.Name == f.GetName() })
+			if i < 0 {
+				t.Errorf("%s has %s", name, f.GetName())
+				continue
+			}
+			m := Metrics()[i]
+			if kind := strings.ToLower(f.GetType().String()); kind != m.Type || f.GetHelp() != m.Help {
+				t.Errorf("%s is a %s, %q; documented as a %s, %q", m.Name, kind, f.GetHelp(), m.Type, m.Help)
+			}
+			for _, s := range f.GetMetric() {
+				var labels []string
+				for _, l := range s.GetLabel() {
+					labels = append(labels, l.GetName())
+				}
+				if want := slices.Sorted(slices.Values(m.Labels)); !slices.Equal(labels, want) {
+					t.Errorf("%s has labels %q; documented are %q", m.Name, labels, want)
+				}
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(missing)) {
+		t.Errorf("no machine has %s", name)
+	}
+}
+
+// TestStatesAlwaysThere has every possible state of both families, also with no
+// socket in it.
+func TestStatesAlwaysThere(t *testing.T) {
+	for _, name := range machines(t) {
+		p := scrapeOf(t, machine(t, name))
+		if n := len(p.series("tcp_connections")); n != 2*(10+9) {
+			t.Errorf("%s: tcp_connections has %d series", name, n)
+		}
+		for _, s := range []string{"established", "fin_wait1", "fin_wait2", "time_wait", "close", "close_wait", "last_ack", "closing"} {
+			if n := len(p.series("tcp_connections", "state", s)); n != 4 {
+				t.Errorf("%s: %s has %d series", name, s, n)
+			}
+		}
+		for s, direction := range map[string]string{"listen": "inbound", "syn_recv": "inbound", "syn_sent": "outbound"} {
+			all, possible := p.series("tcp_connections", "state", s), p.series("tcp_connections", "state", s, "direction", direction)
+			if len(all) != 2 || len(possible) != 2 {
+				t.Errorf("%s: %s has %d series, %d of them %s", name, s, len(all), len(possible), direction)
+			}
+		}
+	}
+}

@@ -1,0 +1,270 @@
+package collector
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"timewait_exporter/collector/tcptable"
+)
+
+// writePool writes sysctls of net.ipv4 into a copy of a proc file system and
+// returns its root.
+func writePool(t testing.TB, sysctls map[string]string) string {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range sysctls {
+		writeFile(t, filepath.Join(root, "sys/net/ipv4", name), text)
+	}
+	return root
+}
+
+func writeFile(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestParsePorts(t *testing.T) {
+	f := func(list string, want ...int) {
+		t.Helper()
+		got, err := parsePorts(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var set portSet
+		for _, port := range want {
+			set.add(uint16(port))
+		}
+		if *got != set {
+			t.Errorf("%q is %d ports, want %v", list, got.len(), want)
+		}
+	}
+	f("")
+	f("\n")
+	f("1\n", 1)
+	f("65535", 65535)
+	f("0", 0)
+	f("1,3,5-9\n", 1, 3, 5, 6, 7, 8, 9)
+	f("5-5", 5)
+	f("8080,9090-9092,65534-65535", 8080, 9090, 9091, 9092, 65534, 65535)
+	f("7,7,6-8", 6, 7, 8)
+	f("63-65", 63, 64, 65)
+
+	all, err := parsePorts("0-65535")
+	if err != nil || all.len() != 65536 {
+		t.Errorf("%d ports and %v", all.len(), err)
+	}
+
+	bad := func(list, item string) {
+		t.Helper()
+		if _, err := parsePorts(list); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%q", item)) {
+			t.Errorf("%q: %v, which should name %q", list, err, item)
+		}
+	}
+	bad("x", "x")
+	bad("1,x,3", "x")
+	bad("65536", "65536")
+	bad("-1", "-1")
+	bad("1-", "1-")
+	bad("-", "-")
+	bad("9-5", "9-5")
+	bad("1-70000", "1-70000")
+	bad("1,,3", "")
+	bad("1,", "")
+	bad("1, 2", " 2")
+	bad("1-2-3", "1-2-3")
+	bad("+1", "+1")
+	bad("0x10", "0x10")
+	bad("1 2", "1 2")
+}
+
+func TestReadPool(t *testing.T) {
+	f := func(size, low, high int, sysctls map[string]string) {
+		t.Helper()
+		p, err := readPool(writePool(t, sysctls))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.size != size || p.ports.len() != size || p.low != low || p.high != high {
+			t.Errorf("%v: a pool of %d ports from %d to %d, want %d from %d to %d", sysctls, p.size, p.low, p.high, size, low, high)
+		}
+	}
+	const ports, reserved = "ip_local_port_range", "ip_local_reserved_ports"
+	f(28232, 32768, 60999, map[string]string{ports: "32768\t60999\n"})
+	f(28232, 32768, 60999, map[string]string{ports: "32768\t60999\n", reserved: "\n"})
+	f(28222, 32768, 60999, map[string]string{ports: "32768 60999", reserved: "32768-32777\n"})
+	f(101, 40000, 40100, map[string]string{ports: "40000\t40100\n"})
+	f(1, 40000, 40000, map[string]string{ports: "40000\t40000\n"})
+	f(0, 40000, 40000, map[string]string{ports: "40000\t40000\n", reserved: "40000\n"})
+	f(0, 40000, 40099, map[string]string{ports: "40000\t40099\n", reserved: "1-65535\n"})
+	f(100, 40000, 40099, map[string]string{ports: "40000\t40099\n", reserved: "80,443,39999,40100-50000\n"})
+	f(98, 40000, 40099, map[string]string{ports: "40000\t40099\n", reserved: "39990-40000,40099\n"})
+	f(65535, 1, 65535, map[string]string{ports: "1\t65535\n"})
+
+	bad := func(text string, sysctls map[string]string) {
+		t.Helper()
+		p, err := readPool(writePool(t, sysctls))
+		if err == nil {
+			t.Errorf("%v is taken for a pool of %d ports", sysctls, p.size)
+		} else if !strings.Contains(err.Error(), text) {
+			t.Errorf("%q does not name %s", err, text)
+		}
+	}
+	bad(ports, map[string]string{ports: "40099\t40000\n"})
+	bad(ports, map[string]string{ports: "0\t100\n"})
+	bad(ports, map[string]string{ports: "40000\t65536\n"})
+	bad(ports, map[string]string{ports: "40000\n"})
+	bad(ports, map[string]string{ports: "40000 40001 40002\n"})
+	bad(ports, map[string]string{ports: ""})
+	bad(ports, map[string]string{ports: "\n"})
+	bad("one", map[string]string{ports: "one many\n"})
+	bad(ports, map[string]string{ports: "-5 100\n"})
+	bad(reserved, map[string]string{ports: "1 2", reserved: "9-1\n"})
+	bad("tcp_tw_reuse", map[string]string{ports: "1 2", "tcp_tw_reuse": "1 2\n"})
+	bad("tcp_timestamps", map[string]string{ports: "1 2", "tcp_timestamps": "\n"})
+	bad("yes", map[string]string{ports: "1 2", "tcp_tw_reuse_delay": "yes\n"})
+
+	if p, err := readPool(t.TempDir()); p != nil || err != nil {
+		t.Errorf("without the sysctl: %v and %v", p, err)
+	}
+	if _, err := readPool(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a proc file system: %v", err)
+	}
+	for _, name := range []string{ports, reserved, "tcp_tw_reuse", "tcp_timestamps", "tcp_tw_reuse_delay"} {
+		root := writePool(t, map[string]string{ports: "1 2"})
+		path := filepath.Join(root, "sys/net/ipv4", name)
+		os.Remove(path)
+		if err := os.Mkdir(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readPool(root); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s can't be read: %v, which should name it", name, err)
+		}
+	}
+}
+
+// TestReadPoolReuse reads the rules, and has the kernel's defaults where a kernel
+// has no such sysctl.
+func TestReadPoolReuse(t *testing.T) {
+	f := func(mode int, timestamps bool, delay time.Duration, sysctls map[string]string) {
+		t.Helper()
+		sysctls["ip_local_port_range"] = "32768\t60999\n"
+		p, err := readPool(writePool(t, sysctls))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.reuseMode != mode || p.timestamps != timestamps || p.reuseDelay != delay {
+			t.Errorf("%v: mode %d, timestamps %v, delay %v", sysctls, p.reuseMode, p.timestamps, p.reuseDelay)
+		}
+	}
+	f(0, true, time.Second, map[string]string{})
+	f(2, true, time.Second, map[string]string{"tcp_tw_reuse": "2\n"})
+	f(1, false, time.Second, map[string]string{"tcp_tw_reuse": "1\n", "tcp_timestamps": "0\n"})
+	f(1, true, 250*time.Millisecond, map[string]string{"tcp_tw_reuse": "1\n", "tcp_timestamps": "2\n", "tcp_tw_reuse_delay": "250\n"})
+}
+
+// TestReadReservedPorts reads lists that are longer than one read of the kernel's
+// usual size.
+func TestReadReservedPorts(t *testing.T) {
+	f := func(every int) {
+		t.Helper()
+		var list strings.Builder
+		var want portSet
+		for port := 1; port < 65536; port += every {
+			fmt.Fprintf(&list, "%d,", port)
+			want.add(uint16(port))
+		}
+		text := strings.TrimSuffix(list.String(), ",") + "\n"
+		path := filepath.Join(t.TempDir(), "ip_local_reserved_ports")
+		writeFile(t, path, text)
+		got, err := readReservedPorts(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *got != want {
+			t.Errorf("a list of %d bytes has %d ports, want %d", len(text), got.len(), want.len())
+		}
+	}
+	f(100) // 4 KiB
+	f(50)
+	f(11) // more than 32 KiB
+	f(2)  // the longest that the kernel can print
+
+	// Exactly as long as a read asks for.
+	for _, size := range []int{4 << 10, 32 << 10} {
+		path := filepath.Join(t.TempDir(), "ip_local_reserved_ports")
+		text := strings.Repeat("40000,", size/6)
+		text += strings.Repeat("1", size-len(text)-1) + "\n"
+		if len(text) != size {
+			t.Fatalf("%d bytes, want %d", len(text), size)
+		}
+		writeFile(t, path, text)
+		if got, err := readReservedPorts(path); err != nil || got.len() != 2 {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+
+	got, err := readReservedPorts(filepath.Join(t.TempDir(), "missing"))
+	if err != nil || got.len() != 0 {
+		t.Errorf("without the sysctl: %d ports and %v", got.len(), err)
+	}
+}
+
+// TestReusable is the table of tcp_twsk_unique.
+func TestReusable(t *testing.T) {
+	f := func(want bool, mode int, timestamps bool, delay, age time.Duration, text string) {
+		t.Helper()
+		s := socket(text)
+		s.TimerLeft = tcptable.TimeWaitLength - age
+		p := &pool{reuseMode: mode, timestamps: timestamps, reuseDelay: delay}
+		if got := p.reusable(&s); got != want {
+			t.Errorf("mode %d, timestamps %v, delay %v, age %v, %s: %v", mode, timestamps, delay, age, text, got)
+		}
+	}
+	const (
+		ip       = "tcp time_wait 10.0.0.1:40000 10.0.0.2:80"
+		ip6      = "tcp6 time_wait [2001:db8::1]:40000 [2001:db8::2]:80"
+		loop     = "tcp time_wait 127.0.0.1:40000 127.9.9.9:80"
+		fromLoop = "tcp time_wait 127.0.0.1:40000 10.0.0.2:80"
+		toLoop   = "tcp time_wait 10.0.0.1:40000 127.0.0.1:80"
+		loop6    = "tcp6 time_wait [::1]:40000 [::1]:80"
+		mapped   = "tcp6 time_wait 127.0.0.1:40000 127.0.0.1:80"
+		second   = time.Second
+	)
+	for _, text := range []string{ip, ip6, loop, loop6, mapped} {
+		f(false, 0, true, second, 30*second, text)
+		f(true, 1, true, second, 30*second, text)
+		f(false, 1, false, second, 30*second, text)
+		f(false, 3, true, second, 30*second, text)
+	}
+	f(false, 2, true, second, 30*second, ip)
+	f(false, 2, true, second, 30*second, ip6)
+	for _, text := range []string{loop, fromLoop, toLoop, loop6, mapped} {
+		f(true, 2, true, second, 30*second, text)
+		f(false, 2, false, second, 30*second, text)
+		f(false, 2, true, second, second, text)
+	}
+	// The age has to be more than the delay.
+	f(false, 1, true, second, 0, ip)
+	f(false, 1, true, second, second, ip)
+	f(true, 1, true, second, second+10*time.Millisecond, ip)
+	f(true, 1, true, second, 62*second, ip) // fired late
+	f(true, 1, true, time.Millisecond, 10*time.Millisecond, ip)
+	f(false, 1, true, 30*second, 30*second, ip)
+	// Only TIME_WAIT, though FIN_WAIT2 may be a minisock too.
+	for s := range states(outbound) {
+		if s != tcptable.TimeWait {
+			f(false, 1, true, second, 30*second, "tcp "+s.String()+" 10.0.0.1:40000 10.0.0.2:80")
+		}
+	}
+}

@@ -1,0 +1,265 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-kit/log"
+
+	"timewait_exporter/collector/tcptable"
+)
+
+// scripted is a source that does as it is told, one walk after the other; then all
+// is well.
+type scripted struct {
+	walks    []func(yield func(tcptable.Socket, error) bool)
+	sockets  []tcptable.Socket
+	attempts int // walks so far
+}
+
+func (s *scripted) Sockets(context.Context) iter.Seq2[tcptable.Socket, error] {
+	return func(yield func(tcptable.Socket, error) bool) {
+		s.attempts++
+		if s.attempts <= len(s.walks) {
+			s.walks[s.attempts-1](yield)
+			return
+		}
+		s.yieldSockets(yield)
+	}
+}
+
+func (s *scripted) yieldSockets(yield func(tcptable.Socket, error) bool) bool {
+	for _, socket := range s.sockets {
+		if !yield(socket, nil) {
+			return false
+		}
+	}
+	return true
+}
+
+// failThen has walks fail with errs, each after all sockets but the last.
+func (s *scripted) failThen(errs ...error) {
+	for _, err := range errs {
+		s.walks = append(s.walks, func(yield func(tcptable.Socket, error) bool) {
+			for _, socket := range s.sockets[:len(s.sockets)-1] {
+				if !yield(socket, nil) {
+					return
+				}
+			}
+			yield(tcptable.Socket{}, err)
+		})
+	}
+}
+
+// Each source has connections of its own, so the page tells where it is from.
+func newScripted(t *testing.T, source string) (c *Collector, netlink, procfs *scripted, out *lines) {
+	t.Helper()
+	cfg := fixture(t, writeProc(t))
+	cfg.Source = SourceAuto // of a copy it is procfs
+	c, out = newLogged(t, cfg)
+	c.cfg.Source = source
+	netlink = &scripted{sockets: sockets("tcp listen 0.0.0.0:80 0.0.0.0:0",
+		"tcp established 10.0.0.1:80 10.0.0.2:4000", "tcp established 10.0.0.1:80 10.0.0.3:4000", "tcp established 10.0.0.1:80 10.0.0.4:4000")}
+	procfs = &scripted{sockets: sockets("tcp established 10.0.0.1:4000 10.0.0.9:443")}
+	c.netlink, c.procfs = netlink, procfs
+	return c, netlink, procfs, out
+}
+
+// wantSource scrapes and compares where the page is from, and what is logged.
+func wantSource(t *testing.T, c *Collector, out *lines, source string, logged ...string) {
+	t.Helper()
+	p := gather(t, c.WithContext(t.Context()))
+	connections := map[string]float64{SourceNetlink: 4, SourceProcfs: 1}
+	if source == "" {
+		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
+		p.wantNone(t, "timewait_exporter_source_info")
+		p.wantNone(t, "tcp_connections")
+		p.wantNone(t, "tcp_remote_connections")
+	} else {
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
+		p.want(t, 1, "timewait_exporter_source_info", "source", source)
+		p.want(t, 1, "timewait_exporter_source_info")
+		p.want(t, connections[source], "tcp_connections")
+	}
+	text := out.take()
+	got := strings.SplitAfter(text, "\n")
+	if len(got)-1 != len(logged) {
+		t.Errorf("logged %d lines, want %d: %s", len(got)-1, len(logged), text)
+		return
+	}
+	for i, want := range logged {
+		for part := range strings.FieldsSeq(want) {
+			if !strings.Contains(got[i], part) {
+				t.Errorf("line %d lacks %s: %s", i+1, part, got[i])
+			}
+		}
+	}
+}
+
+var errOverrun = errors.New("sock_diag: overrun")
+
+// TestSourceRetries has a source that fails once: the second walk is the page's,
+// with nothing left of the first.
+func TestSourceRetries(t *testing.T) {
+	for _, source := range []string{SourceNetlink, SourceAuto} {
+		c, netlink, procfs, out := newScripted(t, source)
+		wantSource(t, c, out, SourceNetlink)
+		netlink.attempts = 0
+		netlink.failThen(errOverrun)
+		wantSource(t, c, out, SourceNetlink, "level=warn source=netlink next=netlink overrun")
+		wantSource(t, c, out, SourceNetlink)
+		if netlink.attempts != 3 || procfs.attempts != 0 {
+			t.Errorf("%s: %d walks by netlink and %d of procfs, want 3 and 0", source, netlink.attempts, procfs.attempts)
+		}
+	}
+}
+
+// TestSourceFallsBack has a source that fails twice: procfs stands in for this
+// scrape and for a while.
+func TestSourceFallsBack(t *testing.T) {
+	c, netlink, procfs, out := newScripted(t, SourceAuto)
+	netlink.failThen(errOverrun, errOverrun, errOverrun, errOverrun)
+	f := func() {
+		t.Helper()
+		attempts := netlink.attempts
+		before := time.Now()
+		wantSource(t, c, out, SourceProcfs, "level=warn source=netlink next=netlink overrun", "level=warn source=netlink next=procfs overrun")
+		if netlink.attempts != attempts+2 {
+			t.Errorf("%d walks by netlink, want 2", netlink.attempts-attempts)
+		}
+		if pause := c.netlinkAfter.Sub(before); pause < netlinkPause || pause > netlinkPause+10*time.Second {
+			t.Errorf("netlink is left alone for %v, want %v", pause, netlinkPause)
+		}
+	}
+	f()
+	for range 3 {
+		wantSource(t, c, out, SourceProcfs)
+	}
+	// The pause is over, but netlink is not well yet.
+	c.netlinkAfter = time.Now().Add(-time.Millisecond)
+	f()
+	wantSource(t, c, out, SourceProcfs)
+	c.netlinkAfter = time.Now().Add(-time.Millisecond)
+	for range 3 {
+		wantSource(t, c, out, SourceNetlink)
+	}
+	if netlink.attempts != 4+3 || procfs.attempts != 6 {
+		t.Errorf("%d walks by netlink and %d of procfs, want 7 and 6", netlink.attempts, procfs.attempts)
+	}
+}
+
+// TestSourceOnlyNetlink fails the scrape rather than read what nobody asked for,
+// and tries again in the next.
+func TestSourceOnlyNetlink(t *testing.T) {
+	c, netlink, procfs, out := newScripted(t, SourceNetlink)
+	netlink.failThen(errOverrun, errOverrun)
+	wantSource(t, c, out, "", "level=warn source=netlink next=netlink overrun", "level=error collector=sockets overrun")
+	wantSource(t, c, out, SourceNetlink)
+	if procfs.attempts != 0 {
+		t.Errorf("procfs was read %d times", procfs.attempts)
+	}
+}
+
+// TestSourceBothFail has no source left.
+func TestSourceBothFail(t *testing.T) {
+	c, netlink, procfs, out := newScripted(t, SourceAuto)
+	netlink.failThen(errOverrun, errOverrun)
+	procfs.failThen(errors.New("tcp: no such table"))
+	wantSource(t, c, out, "",
+		"level=warn source=netlink next=netlink overrun", "level=warn source=netlink next=procfs overrun", "level=error collector=sockets tcp: table")
+	wantSource(t, c, out, SourceProcfs)
+}
+
+// TestSourceOnlyProcfs is not tried a second time: its failures are not of the
+// moment.
+func TestSourceOnlyProcfs(t *testing.T) {
+	c, _, procfs, out := newScripted(t, SourceProcfs)
+	c.netlink = nil // as New leaves it
+	procfs.failThen(errors.New("tcp: no such table"))
+	wantSource(t, c, out, "", "level=error collector=sockets tcp: table")
+	wantSource(t, c, out, SourceProcfs)
+	if procfs.attempts != 2 {
+		t.Errorf("%d walks, want 2", procfs.attempts)
+	}
+}
+
+// TestSourceDeadline ends with the scrape: neither a second try nor procfs is for
+// a scrape that nobody waits for any more, and netlink is not to blame.
+func TestSourceDeadline(t *testing.T) {
+	c, netlink, procfs, out := newScripted(t, SourceAuto)
+	ctx, cancel := context.WithCancel(t.Context())
+	walked := make(chan struct{})
+	netlink.walks = append(netlink.walks, func(yield func(tcptable.Socket, error) bool) {
+		defer close(walked)
+		cancel()
+		// flight passes the end of the scrape on in its own time.
+		time.Sleep(100 * time.Millisecond)
+		yield(tcptable.Socket{}, context.Canceled)
+	})
+	p := gather(t, c.WithContext(ctx))
+	p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
+	p.wantNone(t, "tcp_connections")
+	<-walked
+	if text := out.take(); strings.Contains(text, "next=") {
+		t.Errorf("another try: %s", text)
+	}
+	wantSource(t, c, out, SourceNetlink)
+	if netlink.attempts != 2 || procfs.attempts != 0 {
+		t.Errorf("%d walks by netlink and %d of procfs, want 2 and 0", netlink.attempts, procfs.attempts)
+	}
+}
+
+// TestSourceRowErrors has a source other than procfs whose rows are not as they
+// should be: it counts them like any.
+func TestSourceRowErrors(t *testing.T) {
+	c, netlink, _, out := newScripted(t, SourceAuto)
+	broken := &tcptable.RowError{Table: tcptable.TCP6, File: "tcp6", Row: 3, Text: "x", Err: errors.New("odd")}
+	netlink.failThen(broken)
+	wantSource(t, c, out, SourceNetlink, "level=warn source=netlink next=netlink odd")
+	p := gather(t, c.WithContext(t.Context()))
+	p.want(t, 1, "timewait_exporter_malformed_rows_total", "table", "tcp6")
+	p.want(t, 3+4+4, "timewait_exporter_rows_total", "table", "tcp")
+}
+
+// TestNewNetlink reads the kernel that the test runs on, by either source.
+func TestNewNetlink(t *testing.T) {
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []string{SourceAuto, SourceNetlink} {
+		cfg := fixture(t, "/proc")
+		cfg.Source = source
+		out := new(lines)
+		c, err := New(t.Context(), cfg, log.NewLogfmtLogger(out))
+		if err != nil {
+			if source == SourceNetlink {
+				t.Skipf("this kernel has no sock_diag for TCP: %v", err)
+			}
+			t.Fatal(err)
+		}
+		if c.diag == nil {
+			continue // SourceNetlink says why
+		}
+		if text := out.take(); !strings.Contains(text, "source=netlink wanted="+source) {
+			t.Errorf("logged: %s", text)
+		}
+		p := gather(t, c.WithContext(t.Context()))
+		p.want(t, 1, "timewait_exporter_source_info", "source", SourceNetlink)
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", "listeners")
+		if p.sum("tcp_listener_accept_queue_limit", "local_ip", "127.0.0.1", "local_port", port) == 0 {
+			t.Errorf("the listener on port %s has no limit", port)
+		}
+	}
+}

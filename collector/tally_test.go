@@ -1,0 +1,631 @@
+package collector
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"timewait_exporter/collector/tcptable"
+)
+
+// everything names more than any of these tests has.
+var everything = exported{remotes: 1000, destinations: 1000, listeners: 1000, locals: 1000}
+
+// tallied counts sockets and returns the metrics.
+func tallied(t testing.TB, p *pool, n exported, sockets ...tcptable.Socket) page {
+	t.Helper()
+	return tallyPage(t, newTally(32, 128), p, n, nil, sockets...)
+}
+
+func tallyPage(t testing.TB, counted *tally, p *pool, n exported, limits backlogs, sockets ...tcptable.Socket) page {
+	t.Helper()
+	counted.reset(p)
+	for i := range sockets {
+		counted.add(&sockets[i])
+	}
+	counted.finish()
+	return gather(t, constant(counted.samples("test", n, limits)))
+}
+
+// constant is a collector of metrics that are there already.
+type constant samples
+
+func (c constant) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+func (c constant) Collect(ch chan<- prometheus.Metric) {
+	for _, m := range c {
+		ch <- m
+	}
+}
+
+// socket makes a socket of the text "tcp established 10.0.0.1:80 10.0.0.2:4000",
+// one that a program has open.
+func socket(text string) tcptable.Socket {
+	fields := strings.Fields(text)
+	s := tcptable.Socket{Local: endpoint(fields[2]), Remote: endpoint(fields[3]), Inode: 1}
+	if fields[0] == "tcp6" {
+		s.Table = tcptable.TCP6
+	}
+	for state := tcptable.Established; state < tcptable.NumStates; state++ {
+		if state.String() == fields[1] {
+			s.State = state
+		}
+	}
+	if s.State == tcptable.TimeWait {
+		s = mini(s)
+	}
+	return s
+}
+
+func mini(s tcptable.Socket) tcptable.Socket {
+	s.Kind, s.Inode, s.TimerLeft = tcptable.Mini, 0, 30*time.Second
+	return s
+}
+
+func sockets(texts ...string) []tcptable.Socket {
+	var all []tcptable.Socket
+	for _, text := range texts {
+		all = append(all, socket(text))
+	}
+	return all
+}
+
+func endpoint(text string) tcptable.Endpoint {
+	a := netip.MustParseAddrPort(text)
+	return tcptable.Endpoint{Addr: a.Addr().As16(), Port: a.Port()}
+}
+
+// portsOf is a pool of the ports from low to high without those that are listed.
+func portsOf(t testing.TB, low, high int, reserved string) *pool {
+	t.Helper()
+	p, err := readPool(writePool(t, map[string]string{
+		"ip_local_port_range":     fmt.Sprintf("%d\t%d\n", low, high),
+		"ip_local_reserved_ports": reserved + "\n",
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestDirection tells who connected to whom by the listeners of the same table.
+func TestDirection(t *testing.T) {
+	f := func(want direction, row string, listeners ...string) {
+		t.Helper()
+		rows := append(sockets(listeners...), socket(row))
+		p := tallied(t, nil, everything, rows...)
+		state := rows[len(rows)-1].State.String()
+		p.want(t, 1, "tcp_connections", "state", state, "direction", want.String())
+		p.want(t, 1, "tcp_remote_connections", "state", state, "direction", want.String())
+		p.want(t, 1, "tcp_remote_ips", "direction", want.String())
+		if want == inbound {
+			p.want(t, 0, "tcp_destinations")
+			p.want(t, 1, "tcp_listener_connections", "state", state)
+		} else {
+			p.want(t, 1, "tcp_destinations")
+			p.wantNone(t, "tcp_listener_connections")
+		}
+	}
+	const row = "tcp established 10.0.0.1:8080 10.0.0.2:5555"
+	f(outbound, row)
+	f(inbound, row, "tcp listen 0.0.0.0:8080 0.0.0.0:0")
+	f(inbound, row, "tcp listen 10.0.0.1:8080 0.0.0.0:0")
+	f(inbound, row, "tcp listen 10.0.0.9:8080 0.0.0.0:0", "tcp listen 10.0.0.1:8080 0.0.0.0:0")
+	f(outbound, row, "tcp listen 10.0.0.9:8080 0.0.0.0:0")
+	f(outbound, row, "tcp listen 0.0.0.0:8081 0.0.0.0:0")
+	f(outbound, row, "tcp listen 10.0.0.1:8081 0.0.0.0:0", "tcp listen 10.0.0.3:8080 0.0.0.0:0")
+	// Connections of a dual-stack listener are in its own table.
+	f(outbound, row, "tcp6 listen [::]:8080 [::]:0")
+	f(inbound, "tcp6 established 10.0.0.1:8080 10.0.0.2:5555", "tcp6 listen [::]:8080 [::]:0")
+	f(inbound, "tcp6 time_wait 10.0.0.1:8080 10.0.0.2:5555", "tcp6 listen 10.0.0.1:8080 [::]:0")
+	f(outbound, "tcp6 established 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 0.0.0.0:8080 0.0.0.0:0")
+	f(inbound, "tcp6 established [2001:db8::1]:443 [2001:db8::2]:5555", "tcp6 listen [2001:db8::1]:443 [::]:0")
+	f(outbound, "tcp6 established [2001:db8::1]:443 [2001:db8::2]:5555", "tcp6 listen [2001:db8::3]:443 [::]:0")
+	f(inbound, "tcp6 established [2001:db8::1]:443 [2001:db8::2]:5555", "tcp6 listen [::]:443 [::]:0")
+	// In every state.
+	for s := range states(inbound) {
+		if s != tcptable.Listen {
+			f(inbound, "tcp "+s.String()+" 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 0.0.0.0:8080 0.0.0.0:0")
+		}
+	}
+	for s := range states(outbound) {
+		f(outbound, "tcp "+s.String()+" 10.0.0.1:8080 10.0.0.2:5555")
+	}
+	// A half-open connection is inbound though its listener is gone.
+	f(inbound, "tcp syn_recv 10.0.0.1:8080 10.0.0.2:5555")
+	// Ports at the ends.
+	f(inbound, "tcp established 10.0.0.1:65535 10.0.0.2:5555", "tcp listen 0.0.0.0:65535 0.0.0.0:0")
+	f(inbound, "tcp established 10.0.0.1:1 10.0.0.2:5555", "tcp listen 0.0.0.0:1 0.0.0.0:0")
+}
+
+// TestFamily goes by the addresses, not by the table.
+func TestFamily(t *testing.T) {
+	f := func(want, row string) {
+		t.Helper()
+		p := tallied(t, nil, everything, socket(row))
+		p.want(t, 1, "tcp_connections")
+		p.want(t, 1, "tcp_connections", "family", want)
+	}
+	f("ipv4", "tcp established 10.0.0.1:80 10.0.0.2:5555")
+	f("ipv4", "tcp6 established 10.0.0.1:80 10.0.0.2:5555")
+	f("ipv6", "tcp6 established [::1]:80 [::1]:5555")
+	f("ipv4", "tcp listen 0.0.0.0:80 0.0.0.0:0")
+	f("ipv6", "tcp6 listen [::]:80 [::]:0")
+	f("ipv6", "tcp6 established [::10.0.0.1]:80 [::10.0.0.2]:5555")
+}
+
+// TestRemotesFold counts a peer once, whichever table lists its connections.
+func TestRemotesFold(t *testing.T) {
+	p := tallied(t, nil, everything, sockets(
+		"tcp established 10.0.0.1:4001 10.0.0.2:80",
+		"tcp6 established 10.0.0.1:4002 10.0.0.2:80",
+		"tcp6 established [2001:db8::1]:4003 [2001:db8::2]:80",
+	)...)
+	p.want(t, 2, "tcp_remote_connections", "remote_ip", "10.0.0.2")
+	p.want(t, 1, "tcp_remote_connections", "remote_ip", "2001:db8::2")
+	p.want(t, 2, "tcp_remote_ips")
+	p.want(t, 2, "tcp_destinations")
+}
+
+// TestRemotePrefix folds remotes into blocks.
+func TestRemotePrefix(t *testing.T) {
+	rows := sockets(
+		"tcp established 10.0.0.1:4001 192.0.2.1:80",
+		"tcp established 10.0.0.1:4002 192.0.2.200:80",
+		"tcp6 established 10.0.0.1:4003 192.0.3.1:80",
+		"tcp6 established [2001:db8::1]:4004 [2001:db8:1:1::2]:80",
+		"tcp6 established [2001:db8::1]:4005 [2001:db8:1:1::3]:80",
+		"tcp6 established [2001:db8::1]:4006 [2001:db8:1:2::3]:80",
+	)
+	f := func(bits4, bits6 int, want ...string) {
+		t.Helper()
+		p := tallyPage(t, newTally(bits4, bits6), nil, everything, nil, rows...)
+		var got []string
+		for _, m := range p.family("tcp_remote_connections") {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "remote_ip" {
+					got = append(got, fmt.Sprintf("%s=%v", l.GetValue(), value(m)))
+				}
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("/%d /%d: %q, want %q", bits4, bits6, got, want)
+		}
+		p.want(t, float64(len(want)), "tcp_remote_ips", "direction", "outbound")
+		p.want(t, 6, "tcp_destinations")
+	}
+	f(32, 128, "192.0.2.1=1", "192.0.2.200=1", "192.0.3.1=1", "2001:db8:1:1::2=1", "2001:db8:1:1::3=1", "2001:db8:1:2::3=1")
+	f(24, 64, "192.0.2.0/24=2", "192.0.3.0/24=1", "2001:db8:1:1::/64=2", "2001:db8:1:2::/64=1")
+	f(23, 48, "192.0.2.0/23=3", "2001:db8:1::/48=3")
+	f(32, 32, "192.0.2.1=1", "192.0.2.200=1", "192.0.3.1=1", "2001:db8::/32=3")
+	f(31, 128, "192.0.2.0/31=1", "192.0.2.200/31=1", "192.0.3.0/31=1", "2001:db8:1:1::2=1", "2001:db8:1:1::3=1", "2001:db8:1:2::3=1")
+	f(0, 0, "0.0.0.0/0=3", "::/0=3")
+}
+
+// TestRemotesTop names those with most connections of both directions together,
+// and counts the rest exactly.
+func TestRemotesTop(t *testing.T) {
+	rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0")
+	connect := func(remote, state string, in, out int) {
+		for i := range in {
+			rows = append(rows, socket(fmt.Sprintf("tcp %s 10.0.0.1:80 %s:%d", state, remote, 4000+i)))
+		}
+		for i := range out {
+			rows = append(rows, socket(fmt.Sprintf("tcp %s 10.0.0.1:%d %s:443", state, 4000+i, remote)))
+		}
+	}
+	connect("10.0.0.2", "established", 3, 4)
+	connect("10.0.0.3", "established", 6, 0)
+	connect("10.0.0.4", "established", 0, 5)
+	connect("10.0.0.5", "time_wait", 2, 1)
+	connect("10.0.0.6", "time_wait", 2, 1)
+
+	f := func(remotes int, names ...string) {
+		t.Helper()
+		p := tallied(t, nil, exported{remotes: remotes}, rows...)
+		p.want(t, float64(len(rows)-1), "tcp_remote_connections")
+		var got []string
+		for _, name := range []string{"10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "other"} {
+			if n := p.sum("tcp_remote_connections", "remote_ip", name); n > 0 {
+				got = append(got, fmt.Sprintf("%s=%v", name, n))
+			}
+		}
+		if !slices.Equal(got, names) {
+			t.Errorf("top %d: %q, want %q", remotes, got, names)
+		}
+		p.want(t, 4, "tcp_remote_ips", "direction", "inbound")
+		p.want(t, 4, "tcp_remote_ips", "direction", "outbound")
+		p.want(t, 6./9, "tcp_remote_top_share_ratio", "direction", "inbound", "state", "established")
+		p.want(t, 5./9, "tcp_remote_top_share_ratio", "direction", "outbound", "state", "established")
+		p.want(t, 0.5, "tcp_remote_top_share_ratio", "direction", "inbound", "state", "time_wait")
+		p.want(t, 0, "tcp_remote_top_share_ratio", "direction", "inbound", "state", "close_wait")
+	}
+	f(0, "other=24")
+	f(1, "10.0.0.2=7", "other=17")
+	f(3, "10.0.0.2=7", "10.0.0.3=6", "10.0.0.4=5", "other=6")
+	f(4, "10.0.0.2=7", "10.0.0.3=6", "10.0.0.4=5", "10.0.0.5=3", "other=3")
+	f(5, "10.0.0.2=7", "10.0.0.3=6", "10.0.0.4=5", "10.0.0.5=3", "10.0.0.6=3")
+	f(50, "10.0.0.2=7", "10.0.0.3=6", "10.0.0.4=5", "10.0.0.5=3", "10.0.0.6=3")
+}
+
+// TestConnectRatio has what keeps connect(2) from a port of the pool, each port
+// counted once.
+func TestConnectRatio(t *testing.T) {
+	pool := portsOf(t, 40000, 40009, "")
+	f := func(want float64, rows ...string) {
+		t.Helper()
+		p := tallied(t, pool, everything, sockets(rows...)...)
+		p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+		// Naming none must not hide the worst.
+		q := tallied(t, pool, exported{}, sockets(rows...)...)
+		q.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+		q.wantNone(t, "tcp_destination_ports_used")
+		q.wantNone(t, "tcp_destination_port_utilisation_ratio")
+		worst := 0.
+		for _, m := range p.family("tcp_destination_port_utilisation_ratio") {
+			worst = max(worst, value(m))
+		}
+		if len(p.family("tcp_destination_port_utilisation_ratio")) > 0 && worst != want {
+			t.Errorf("the worst destination is at %v, want %v", worst, want)
+		}
+	}
+	f(0)
+	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80")
+	f(0.1, "tcp established 10.0.0.1:40009 10.0.0.2:80")
+	// In every state.
+	for s := range states(outbound) {
+		f(0.1, "tcp "+s.String()+" 10.0.0.1:40000 10.0.0.2:80")
+	}
+	// Not toward another IP, another port or from another IP.
+	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.3:80")
+	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.2:81")
+	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.9:40001 10.0.0.2:80")
+	f(0.2, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.2:80")
+	// IPv4 has one tuple space, whichever table lists it.
+	f(0.2, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp6 established 10.0.0.1:40001 10.0.0.2:80")
+	// Ports that are not in the pool.
+	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:39999 10.0.0.2:80", "tcp established 10.0.0.1:40010 10.0.0.2:80")
+	f(0, "tcp established 10.0.0.1:39999 10.0.0.2:80")
+	// A listener costs its port toward all, any IP, any family; twice the same once.
+	f(0.1, "tcp listen 0.0.0.0:40005 0.0.0.0:0")
+	f(0.1, "tcp listen 10.0.0.77:40005 0.0.0.0:0", "tcp6 listen [::1]:40005 [::]:0")
+	f(0.2, "tcp6 listen [::]:40005 [::]:0", "tcp established 10.0.0.1:40000 10.0.0.2:80")
+	f(0.1, "tcp6 listen [::]:40005 [::]:0", "tcp established 10.0.0.1:40005 10.0.0.2:80")
+	f(0.2, "tcp6 listen [::]:40005 [::]:0", "tcp established 10.0.0.1:40005 10.0.0.2:80", "tcp established 10.0.0.1:40006 10.0.0.2:80")
+	f(0, "tcp listen 0.0.0.0:80 0.0.0.0:0")
+	// What came in through a listener holds its port and no other.
+	f(0, "tcp listen 0.0.0.0:80 0.0.0.0:0", "tcp time_wait 10.0.0.1:80 10.0.0.2:5555", "tcp time_wait 10.0.0.1:80 10.0.0.2:5556")
+	f(0.1, "tcp listen 0.0.0.0:40005 0.0.0.0:0", "tcp time_wait 10.0.0.1:40005 10.0.0.2:5555", "tcp time_wait 10.0.0.1:40005 10.0.0.2:5556")
+	// Full.
+	var all []string
+	for port := 40000; port <= 40009; port++ {
+		all = append(all, fmt.Sprintf("tcp time_wait 10.0.0.1:%d 10.0.0.2:80", port))
+	}
+	f(1, all...)
+
+	// Bound and idle sockets, where a source shows them, are like listeners.
+	idle := socket("tcp close 0.0.0.0:40003 0.0.0.0:0")
+	idle.Kind = tcptable.Bound
+	p := tallied(t, pool, everything, idle, socket("tcp established 10.0.0.1:40000 10.0.0.2:80"), socket("tcp established 10.0.0.1:40003 10.0.0.2:80"))
+	p.want(t, 0.2, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+	p.want(t, 2, "tcp_ephemeral_ports_used")
+	p.want(t, 2, "tcp_connections") // it is not one
+}
+
+// TestConnectRatioReuse takes off what connect(2) may reuse.
+func TestConnectRatioReuse(t *testing.T) {
+	pool := portsOf(t, 40000, 40009, "")
+	pool.reuseMode = 1
+	old, young := socket("tcp time_wait 10.0.0.1:40000 10.0.0.2:80"), socket("tcp time_wait 10.0.0.1:40001 10.0.0.2:80")
+	young.TimerLeft = 59500 * time.Millisecond
+	p := tallied(t, pool, everything, old, young, socket("tcp established 10.0.0.1:40002 10.0.0.2:80"))
+	p.want(t, 0.2, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+	p.want(t, 0.2, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.2")
+	// They are held all the same, and bind(2) never gets them.
+	p.want(t, 2, "tcp_destination_ports_used", "state", "time_wait")
+	p.want(t, 0.3, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
+	// A listener on the port of a reusable one keeps it.
+	p = tallied(t, pool, everything, socket("tcp6 listen [::]:40000 [::]:0"), old)
+	p.want(t, 0.1, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+	p.want(t, 1, "tcp_destination_ports_used", "state", "time_wait")
+}
+
+// TestBindRatio has what keeps bind(2) with port 0 from a port, by local IP.
+func TestBindRatio(t *testing.T) {
+	pool := portsOf(t, 40000, 40009, "40008-40009")
+	f := func(want float64, used int, rows ...string) {
+		t.Helper()
+		p := tallied(t, pool, everything, sockets(rows...)...)
+		p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
+		p.want(t, float64(used), "tcp_ephemeral_ports_used")
+		q := tallied(t, pool, exported{}, sockets(rows...)...)
+		q.wantNone(t, "tcp_local_ports_used")
+		q.want(t, float64(used), "tcp_ephemeral_ports_used")
+		worst := 0.
+		for _, m := range p.family("tcp_local_port_utilisation_ratio") {
+			worst = max(worst, value(m))
+		}
+		if len(p.family("tcp_local_port_utilisation_ratio")) > 0 && worst != want {
+			t.Errorf("the worst local IP is at %v, want %v", worst, want)
+		}
+	}
+	f(0, 0)
+	f(1./8, 1, "tcp established 10.0.0.1:40000 10.0.0.2:80")
+	// Whatever the destination; a port held twice counts once.
+	f(2./8, 2, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.3:81")
+	f(1./8, 1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp time_wait 10.0.0.1:40000 10.0.0.3:81")
+	// Each local IP has ports of its own.
+	f(1./8, 2, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.9:40001 10.0.0.2:80")
+	f(1./8, 1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.9:40000 10.0.0.2:80")
+	// A socket on all addresses takes the port on each.
+	f(2./8, 2, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp established 10.0.0.1:40000 10.0.0.2:80")
+	f(3./8, 3, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp6 listen [::]:40002 [::]:0", "tcp established 10.0.0.1:40000 10.0.0.2:80")
+	f(2./8, 2, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp6 listen [::]:40002 [::]:0")
+	f(1./8, 1, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp established 10.0.0.1:40001 10.0.0.2:80")
+	f(1./8, 1, "tcp listen 127.0.0.1:40001 0.0.0.0:0")
+	// Inbound connections hold the listener's port.
+	f(1./8, 1, "tcp listen 10.0.0.1:40001 0.0.0.0:0", "tcp established 10.0.0.1:40001 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.2:81")
+	// Not in the pool: beside it, or reserved.
+	f(0, 0, "tcp established 10.0.0.1:39999 10.0.0.2:80", "tcp established 10.0.0.1:40008 10.0.0.2:80", "tcp listen 0.0.0.0:40009 0.0.0.0:0")
+}
+
+// TestPoolEmpty has a pool of no port: nothing connects.
+func TestPoolEmpty(t *testing.T) {
+	p := tallied(t, portsOf(t, 40000, 40009, "1-65535"), everything, sockets("tcp established 10.0.0.1:40000 10.0.0.2:80")...)
+	p.want(t, 0, "tcp_ephemeral_ports")
+	p.want(t, 0, "tcp_ephemeral_ports_used")
+	p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+	p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
+}
+
+// TestPoolUnknown leaves out what needs the pool, and nothing else.
+func TestPoolUnknown(t *testing.T) {
+	p := tallied(t, nil, everything, sockets("tcp established 10.0.0.1:40000 10.0.0.2:80")...)
+	for _, f := range p {
+		for _, word := range []string{"tcp_ephemeral", "tcp_destination_", "tcp_local"} {
+			if strings.HasPrefix(f.GetName(), word) {
+				t.Errorf("%s is there", f.GetName())
+			}
+		}
+	}
+	p.want(t, 1, "tcp_destinations")
+	p.want(t, 1, "tcp_remote_connections")
+}
+
+// TestUnpooledDestination shows destinations that cost no port as such.
+func TestUnpooledDestination(t *testing.T) {
+	p := tallied(t, portsOf(t, 40000, 40009, ""), everything, sockets(
+		"tcp established 10.0.0.1:1023 10.0.0.2:80",
+		"tcp established 10.0.0.1:40000 10.0.0.2:80",
+		"tcp established 10.0.0.1:1022 10.0.0.2:2049",
+	)...)
+	p.want(t, 1, "tcp_destination_ports_used", "remote_port", "80")
+	p.want(t, 0.1, "tcp_destination_port_utilisation_ratio", "remote_port", "80")
+	p.wantNone(t, "tcp_destination_ports_used", "remote_port", "2049")
+	p.want(t, 2, "tcp_destinations")
+}
+
+// TestDestinationsTop names those that are worst off.
+func TestDestinationsTop(t *testing.T) {
+	pool := portsOf(t, 40000, 40099, "")
+	pool.reuseMode = 1
+	var rows []tcptable.Socket
+	connect := func(remote, state string, n int) {
+		for i := range n {
+			rows = append(rows, socket(fmt.Sprintf("tcp %s 10.0.0.1:%d %s:80", state, 40000+i, remote)))
+		}
+	}
+	connect("10.0.0.2", "established", 5)
+	connect("10.0.0.3", "established", 7)
+	connect("10.0.0.4", "time_wait", 50) // all to be reused
+	connect("10.0.0.5", "established", 6)
+	f := func(n int, want ...string) {
+		t.Helper()
+		p := tallied(t, pool, exported{destinations: n}, rows...)
+		var got []string
+		for _, m := range p.family("tcp_destination_port_utilisation_ratio") {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "remote_ip" {
+					got = append(got, fmt.Sprintf("%s=%v", l.GetValue(), value(m)))
+				}
+			}
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("top %d: %q, want %q", n, got, want)
+		}
+		p.want(t, 4, "tcp_destinations")
+		p.want(t, 0.07, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+	}
+	f(1, "10.0.0.3=0.07")
+	f(2, "10.0.0.3=0.07", "10.0.0.5=0.06")
+	f(9, "10.0.0.2=0.05", "10.0.0.3=0.07", "10.0.0.4=0", "10.0.0.5=0.06")
+}
+
+// TestListeners counts what came in by port, and what waits for accept(2).
+func TestListeners(t *testing.T) {
+	queued := func(text string, queue uint32) tcptable.Socket {
+		s := socket(text)
+		s.RxQueue = queue
+		return s
+	}
+	unaccepted := func(text string) tcptable.Socket {
+		s := socket(text)
+		s.Inode = 0
+		return s
+	}
+	request := socket("tcp syn_recv 10.0.0.1:80 10.0.0.7:5003")
+	request.Kind, request.Inode = tcptable.Request, 0
+	rows := []tcptable.Socket{
+		queued("tcp listen 0.0.0.0:80 0.0.0.0:0", 2),
+		queued("tcp listen 127.0.0.1:8080 0.0.0.0:0", 1),
+		queued("tcp6 listen [::]:443 [::]:0", 0),
+		socket("tcp established 10.0.0.1:80 10.0.0.7:5000"),
+		unaccepted("tcp established 10.0.0.1:80 10.0.0.7:5001"),
+		unaccepted("tcp close_wait 10.0.0.1:80 10.0.0.7:5002"),
+		request,
+		socket("tcp time_wait 10.0.0.1:80 10.0.0.7:5004"),
+		socket("tcp time_wait 127.0.0.1:8080 127.0.0.1:5005"),
+		socket("tcp6 established 10.0.0.1:443 10.0.0.7:5006"),
+		socket("tcp6 established 10.0.0.1:443 10.0.0.7:5007"),
+	}
+	p := tallied(t, nil, everything, rows...)
+	p.want(t, 5, "tcp_listener_connections", "local_port", "80")
+	p.want(t, 1, "tcp_listener_connections", "local_port", "80", "state", "syn_recv")
+	p.want(t, 2, "tcp_listener_connections", "local_port", "443")
+	p.want(t, 2, "tcp_listener_unaccepted_connections", "local_port", "80")
+	p.want(t, 0, "tcp_listener_unaccepted_connections", "local_port", "443")
+	p.want(t, 2, "tcp_listener_accept_queue", "local_ip", "0.0.0.0", "local_port", "80")
+	p.want(t, 1, "tcp_listener_accept_queue", "local_ip", "127.0.0.1", "local_port", "8080")
+	p.want(t, 0, "tcp_listener_accept_queue", "local_ip", "::", "local_port", "443")
+	p.wantNone(t, "tcp_listener_accept_queue_limit")
+	p.want(t, 0, "tcp_orphan_connections")
+	p.want(t, 0, "tcp_queue_bytes") // of listeners it is no bytes
+
+	p = tallied(t, nil, exported{listeners: 1}, rows...)
+	p.want(t, 5, "tcp_listener_connections", "local_port", "80")
+	p.want(t, 3, "tcp_listener_connections", "local_port", "other")
+	p.want(t, 1, "tcp_listener_connections", "local_port", "other", "state", "time_wait")
+	p.want(t, 0, "tcp_listener_unaccepted_connections", "local_port", "other")
+	p.want(t, 2, "tcp_listener_accept_queue")
+
+	p = tallied(t, nil, exported{}, rows...)
+	p.want(t, 8, "tcp_listener_connections", "local_port", "other")
+	p.want(t, 2, "tcp_listener_unaccepted_connections", "local_port", "other")
+	p.wantNone(t, "tcp_listener_accept_queue")
+
+	// SO_REUSEPORT: many listeners on one address and port have one queue here.
+	p = tallyPage(t, newTally(32, 128), nil, everything, backlogs{endpoint("0.0.0.0:80"): 256}, rows[0], rows[0], rows[1])
+	p.want(t, 4, "tcp_listener_accept_queue", "local_port", "80")
+	p.want(t, 256, "tcp_listener_accept_queue_limit", "local_ip", "0.0.0.0", "local_port", "80")
+	p.wantNone(t, "tcp_listener_accept_queue_limit", "local_port", "8080")
+	p.want(t, 3, "tcp_connections", "state", "listen")
+}
+
+// TestOrphans tells connections that their program has closed from those that it
+// has not accepted yet.
+func TestOrphans(t *testing.T) {
+	f := func(orphans, unaccepted float64, row string) {
+		t.Helper()
+		s := socket(row)
+		if s.Kind == tcptable.Full {
+			s.Inode = 0
+		}
+		p := tallied(t, nil, everything, socket("tcp listen 0.0.0.0:80 0.0.0.0:0"), s)
+		p.want(t, orphans, "tcp_orphan_connections")
+		p.want(t, unaccepted, "tcp_listener_unaccepted_connections")
+	}
+	for _, state := range []string{"fin_wait1", "fin_wait2", "last_ack", "closing", "close"} {
+		f(1, 0, "tcp "+state+" 10.0.0.1:80 10.0.0.2:5000")
+		f(1, 0, "tcp "+state+" 10.0.0.1:4000 10.0.0.2:80")
+	}
+	for _, state := range []string{"established", "close_wait"} {
+		f(0, 1, "tcp "+state+" 10.0.0.1:80 10.0.0.2:5000")
+		f(1, 0, "tcp "+state+" 10.0.0.1:4000 10.0.0.2:80")
+	}
+	f(0, 0, "tcp syn_recv 10.0.0.1:80 10.0.0.2:5000") // TCP Fast Open
+	f(0, 0, "tcp time_wait 10.0.0.1:80 10.0.0.2:5000")
+	f(0, 0, "tcp time_wait 10.0.0.1:4000 10.0.0.2:80")
+
+	// A minisock has no inode either, and is no orphan.
+	p := tallied(t, nil, everything, mini(socket("tcp fin_wait2 10.0.0.1:4000 10.0.0.2:80")))
+	p.want(t, 0, "tcp_orphan_connections")
+	p.want(t, 0, "tcp_time_wait_remaining_seconds") // FIN_WAIT2 is not TIME_WAIT
+	p.want(t, 1, "tcp_connections", "state", "fin_wait2")
+	// Nor is a connection that a program holds.
+	p = tallied(t, nil, everything, socket("tcp fin_wait2 10.0.0.1:4000 10.0.0.2:80"))
+	p.want(t, 0, "tcp_orphan_connections")
+}
+
+// TestQueueBytes adds the queues up by direction.
+func TestQueueBytes(t *testing.T) {
+	row := func(text string, rx, tx uint32) tcptable.Socket {
+		s := socket(text)
+		s.RxQueue, s.TxQueue = rx, tx
+		return s
+	}
+	p := tallied(t, nil, everything,
+		row("tcp listen 0.0.0.0:80 0.0.0.0:0", 128, 0),
+		row("tcp established 10.0.0.1:80 10.0.0.2:5000", 100, 20),
+		row("tcp close_wait 10.0.0.1:80 10.0.0.2:5001", 1, 4294967295),
+		row("tcp established 10.0.0.1:4000 10.0.0.2:80", 4294967295, 7),
+		row("tcp syn_sent 10.0.0.1:4001 10.0.0.2:80", 4294967295, 1),
+	)
+	p.want(t, 101, "tcp_queue_bytes", "direction", "inbound", "queue", "receive")
+	p.want(t, 20+4294967295, "tcp_queue_bytes", "direction", "inbound", "queue", "send")
+	p.want(t, 2*4294967295, "tcp_queue_bytes", "direction", "outbound", "queue", "receive")
+	p.want(t, 8, "tcp_queue_bytes", "direction", "outbound", "queue", "send")
+}
+
+// TestTimeWaitRemaining puts timers into buckets that include their upper bound.
+func TestTimeWaitRemaining(t *testing.T) {
+	rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0")
+	var sum time.Duration
+	for i, left := range []time.Duration{0, time.Second, 1010 * time.Millisecond, 5 * time.Second, 10 * time.Second, 10010 * time.Millisecond,
+		20 * time.Second, 30 * time.Second, 40 * time.Second, 50 * time.Second, 59940 * time.Millisecond, time.Minute, 61 * time.Second} {
+		s := socket(fmt.Sprintf("tcp time_wait 10.0.0.1:80 10.0.0.2:%d", 5000+i))
+		s.TimerLeft = left
+		sum += left
+		rows = append(rows, s)
+	}
+	p := tallied(t, nil, everything, rows...)
+	h := p.series("tcp_time_wait_remaining_seconds", "direction", "inbound")[0].GetHistogram()
+	var got []string
+	for _, b := range h.GetBucket() {
+		got = append(got, fmt.Sprintf("%v=%d", b.GetUpperBound(), b.GetCumulativeCount()))
+	}
+	if want := strings.Fields("1=2 5=4 10=5 20=7 30=8 40=9 50=10 60=12"); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if h.GetSampleCount() != 13 || h.GetSampleSum() != sum.Seconds() {
+		t.Errorf("%d timers of %v s together, want 13 of %v", h.GetSampleCount(), h.GetSampleSum(), sum)
+	}
+	p.want(t, 0, "tcp_time_wait_remaining_seconds", "direction", "outbound")
+}
+
+// TestTallyAgain counts other sockets with the memory of the first ones.
+func TestTallyAgain(t *testing.T) {
+	counted := newTally(32, 128)
+	random := rand.New(rand.NewPCG(5, 6))
+	pools := []*pool{portsOf(t, 40000, 40099, ""), nil, portsOf(t, 1, 65535, "80"), portsOf(t, 32768, 60999, "40000-50000")}
+	for i := range 40 {
+		rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0", "tcp6 listen [::]:41000 [::]:0")
+		for range random.IntN(300) {
+			rows = append(rows, socket(fmt.Sprintf("tcp established 10.0.%d.1:%d 10.1.%d.%d:%d", random.IntN(30),
+				[]int{80, 40000 + random.IntN(200)}[random.IntN(2)], random.IntN(3), random.IntN(250), 1+random.IntN(3))))
+		}
+		p := pools[i%len(pools)]
+		again := tallyPage(t, counted, p, everything, nil, rows...).text(t)
+		if fresh := tallied(t, p, everything, rows...).text(t); again != fresh {
+			t.Fatalf("round %d: got\n%s\nwant\n%s", i, again, fresh)
+		}
+	}
+}
+
+// TestTallyAllocations counts rows without allocating, once there is room for
+// their remotes and destinations.
+func TestTallyAllocations(t *testing.T) {
+	rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0")
+	for i := range 10_000 {
+		rows = append(rows, socket(fmt.Sprintf("tcp time_wait 10.0.0.1:%d 10.0.1.%d:443", 32768+i%20000, i%250)),
+			socket(fmt.Sprintf("tcp established 10.0.0.1:80 10.0.2.%d:%d", i%250, 1024+i%50000)))
+	}
+	counted, p := newTally(32, 128), portsOf(t, 32768, 60999, "")
+	count := func() {
+		counted.reset(p)
+		for i := range rows {
+			counted.add(&rows[i])
+		}
+		counted.finish()
+	}
+	count()
+	if n := testing.AllocsPerRun(5, count); n > 10 {
+		t.Errorf("%v allocations for %d rows", n, len(rows))
+	}
+}
