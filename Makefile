@@ -47,7 +47,8 @@ $(GOLANGCI):
 
 FUZZTIME ?= 1m
 fuzz:
-	go test -run '^$$' -fuzz '^FuzzTable$$' -fuzztime $(FUZZTIME) ./collector/tcptable
+	@set -e; for f in FuzzParseRow FuzzTable FuzzReply; do \
+		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./collector/tcptable; done
 
 # Prometheus, Alertmanager and pint, each from a module of its own.
 e2e-tools:

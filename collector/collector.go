@@ -225,6 +225,10 @@ func (c *Collector) walk(ctx context.Context, p *pool, limits backlogs) (samples
 	for i, t := range tries {
 		err := c.count(ctx, t.source, p)
 		if err == nil {
+			if t.name == SourceNetlink && !c.netlinkAfter.IsZero() {
+				c.netlinkAfter = time.Time{}
+				level.Info(c.logger).Log("msg", "reading the socket table again", "source", t.name)
+			}
 			var out samples
 			out.add(sourceInfo, 1, c.cfg.Namespace.Name, t.name)
 			return append(out, c.tally.samples(c.cfg.Namespace.Name, exported{

@@ -28,7 +28,7 @@ const scrapeHere = "TIMEWAIT_EXPORTER_TEST_SCRAPE"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(scrapeHere) != "" {
-		if err := scrapeThrice("."); err != nil {
+		if err := scrapeTwice("."); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -37,9 +37,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// scrapeThrice does what the program does for three scrapes. It prints the page of
-// the last one, and the most memory it ever had to stderr.
-func scrapeThrice(root string) error {
+// scrapeTwice does what the program does for two scrapes. It prints the page of
+// the second one, and the most memory it ever had to stderr.
+func scrapeTwice(root string) error {
 	ns, err := FindNamespace(root)
 	if err != nil {
 		return err
@@ -51,7 +51,7 @@ func scrapeThrice(root string) error {
 	if err != nil {
 		return err
 	}
-	for _, out := range []io.Writer{io.Discard, io.Discard, os.Stdout} {
+	for _, out := range []io.Writer{io.Discard, os.Stdout} {
 		if err := writePage(out, c); err != nil {
 			return err
 		}
@@ -180,7 +180,7 @@ func TestFlood(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p, mib := scrapeElsewhere(t, writeFlood(t, rows, row))
 			p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
-			p.want(t, 3*(rows+1), "timewait_exporter_rows_total", "table", "tcp")
+			p.want(t, 2*(rows+1), "timewait_exporter_rows_total", "table", "tcp")
 			p.want(t, rows, "tcp_connections", "state", "time_wait")
 			p.want(t, rows, "tcp_remote_connections")
 			p.want(t, rows, "tcp_time_wait_remaining_seconds")

@@ -145,7 +145,8 @@ func TestSourceFallsBack(t *testing.T) {
 	f()
 	wantSource(t, c, out, SourceProcfs)
 	c.netlinkAfter = time.Now().Add(-time.Millisecond)
-	for range 3 {
+	wantSource(t, c, out, SourceNetlink, "level=info source=netlink")
+	for range 2 {
 		wantSource(t, c, out, SourceNetlink)
 	}
 	if netlink.attempts != 4+3 || procfs.attempts != 6 {

@@ -66,6 +66,12 @@ type dump struct {
 	states uint32
 }
 
+// refusalError is the kernel's answer that it does not do what it was asked for.
+type refusalError struct{ errno unix.Errno }
+
+func (e refusalError) Error() string { return "the kernel refuses the dump: " + e.errno.Error() }
+func (e refusalError) Unwrap() error { return e.errno }
+
 // errStopped ends a walk that nobody wants the rest of.
 var errStopped = errors.New("stopped")
 
@@ -122,7 +128,7 @@ func (d *SockDiag) walk(ctx context.Context, row func(*Socket) error) error {
 			rows++
 			return row(s)
 		})
-		if err == nil || rows > 0 || ctx.Err() != nil {
+		if _, refused := errors.AsType[refusalError](err); !refused || rows > 0 {
 			return err
 		}
 	}
@@ -151,15 +157,17 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 			return err
 		}
 	}
-	deadline, _ := ctx.Deadline()
-	if err := d.conn.SetDeadline(deadline); err != nil {
+	// A context given to a call of the socket costs a goroutine in each. This costs
+	// nothing unless ctx ends.
+	conn, bare := d.conn, context.Background()
+	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
 	d.seq++
 	request := q.request(d.seq)
-	// A context given to a call costs a goroutine in each; the deadline does not.
-	bare := context.Background()
-	if err := d.conn.Sendto(bare, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil { //nolint:contextcheck // see above
+	if err := conn.Sendto(bare, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil { //nolint:contextcheck // see above
 		return err
 	}
 	kind := binary.NativeEndian.Uint16(request[4:])
@@ -168,8 +176,11 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		n, _, flags, _, err := d.conn.Recvmsg(bare, d.buf, nil, 0) //nolint:contextcheck // see above
+		n, _, flags, _, err := conn.Recvmsg(bare, d.buf, nil, 0) //nolint:contextcheck // see above
 		if err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			return err
 		}
 		if flags&unix.MSG_TRUNC != 0 {
@@ -253,7 +264,10 @@ func parseReply(reply []byte, kind uint16, seq uint32, row func(diag []byte) err
 				return false, replyError(msg, "is too short for an error number")
 			}
 			if code := int32(binary.NativeEndian.Uint32(msg[header:])); code < 0 {
-				return false, fmt.Errorf("the kernel refuses the dump: %w", unix.Errno(-code))
+				return false, refusalError{unix.Errno(-code)}
+			}
+			if got == unix.NLMSG_ERROR {
+				return false, replyError(msg, "acknowledges what asked for a dump")
 			}
 			return true, nil
 		case unix.NLMSG_NOOP:

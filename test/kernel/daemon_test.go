@@ -399,9 +399,8 @@ func TestSource(t *testing.T) {
 			p := e.scrape(t)
 			p.want(t, 1, "timewait_exporter_source_info", "source", want)
 			p.want(t, 1, "timewait_exporter_source_info")
-			if !strings.Contains(e.log.String(), "source="+want) {
-				t.Errorf("the log does not say that the source is %s:\n%s", want, e.log)
-			}
+			eventually(t, func() bool { return strings.Contains(e.log.String(), "source="+want) },
+				func() string { return "the log does not say that the source is " + want + ":\n" + e.log.String() })
 		}
 	})
 }
