@@ -2,8 +2,10 @@ package collector
 
 import (
 	"iter"
+	"maps"
 	"math/bits"
 	"net/netip"
+	"slices"
 
 	"timewait_exporter/collector/tcptable"
 )
@@ -11,50 +13,55 @@ import (
 // localPorts tells which ports of the pool each local address holds. Its memory is
 // used again after reset.
 type localPorts struct {
-	low   int // the port of the first bit of a set
-	words int // the length of a set
-	// sets says where in bits the set of an address begins. The first one is of all
-	// addresses beyond maxLocals.
-	sets   map[tcptable.Addr]int
-	bits   []uint64
-	missed uint64 // rows in the first set
+	low    int                        // the port of the first bit of a set
+	words  int                        // the length of a set
+	sets   map[tcptable.Addr][]uint64 // the ports of each address, at most maxLocals
+	others []uint64                   // those of all further addresses
+	missed uint64                     // rows in others
+	spare  [][]uint64
 
 	// A key of sets and its value: neighbours in the table often share it.
 	last    tcptable.Addr
-	lastSet int
+	lastSet []uint64
 }
 
-// reset forgets all ports; those to come are from low to high. It keeps the
-// memory, unless that was far more than needed.
+// reset forgets all ports; those to come are from low to high. It keeps the memory
+// of the sets, unless it is far more than the last walk needed.
 func (l *localPorts) reset(low, high int) {
-	const few = 1 << 16
-	if cap(l.bits) > few && len(l.bits) < cap(l.bits)/8 || l.sets == nil {
-		l.bits, l.sets = nil, make(map[tcptable.Addr]int)
+	const few = 64
+	words := (high-low)/64 + 1
+	if words != l.words || len(l.spare) > few+8*len(l.sets) {
+		l.spare = nil
+	}
+	if words == l.words {
+		l.spare = slices.AppendSeq(l.spare, maps.Values(l.sets))
+	} else {
+		l.others = make([]uint64, words)
+	}
+	if l.sets == nil {
+		l.sets = make(map[tcptable.Addr][]uint64)
 	}
 	clear(l.sets)
-	l.low, l.words, l.missed = low, (high-low)/64+1, 0
-	l.bits = l.bits[:0]
-	l.grow()
+	clear(l.others)
+	l.low, l.words, l.missed = low, words, 0
 	l.last = tcptable.Addr{}
 	l.lastSet = l.set(l.last)
 }
 
-// grow appends an empty set and returns where it begins.
-func (l *localPorts) grow() int {
-	start := len(l.bits)
-	for range l.words {
-		l.bits = append(l.bits, 0)
+// set returns the set of an address, nil if it is one too many.
+func (l *localPorts) set(addr tcptable.Addr) []uint64 {
+	set := l.sets[addr]
+	if set != nil || len(l.sets) == maxLocals {
+		return set
 	}
-	return start
-}
-
-func (l *localPorts) set(addr tcptable.Addr) int {
-	start, ok := l.sets[addr]
-	if !ok && len(l.sets) < maxLocals {
-		start = l.grow()
-		l.sets[addr] = start
+	if n := len(l.spare); n > 0 {
+		set, l.spare = l.spare[n-1], l.spare[:n-1]
+		clear(set)
+	} else {
+		set = make([]uint64, l.words)
 	}
-	return start
+	l.sets[addr] = set
+	return set
 }
 
 // hold notes that a row has the port, which is one of the pool.
@@ -62,51 +69,57 @@ func (l *localPorts) hold(local *tcptable.Endpoint) {
 	if local.Addr != l.last {
 		l.last, l.lastSet = local.Addr, l.set(local.Addr)
 	}
-	if l.lastSet == 0 {
+	set := l.lastSet
+	if set == nil {
+		set = l.others
 		l.missed++
 	}
 	bit := int(local.Port) - l.low
-	l.bits[l.lastSet+bit/64] |= 1 << (bit % 64)
+	set[bit/64] |= 1 << (bit % 64)
 }
 
 // total returns how many ports any address holds.
 func (l *localPorts) total() int {
-	n := 0
-	for word := range l.words {
-		var union uint64
-		for i := word; i < len(l.bits); i += l.words {
-			union |= l.bits[i]
-		}
-		n += bits.OnesCount64(union)
+	union := slices.Clone(l.others)
+	for _, set := range l.sets {
+		addAll(union, set)
 	}
-	return n
+	return unionLen(union, union)
 }
 
-// shared returns how many ports sockets on all addresses hold: 0.0.0.0 and ::.
-func (l *localPorts) shared() int { return l.len(l.sets[tcptable.Addr{}]) }
+// shared returns the set of ports that sockets on all addresses hold: 0.0.0.0 and
+// ::.
+func (l *localPorts) shared() []uint64 {
+	shared := make([]uint64, l.words)
+	addAll(shared, l.sets[tcptable.Addr{}])
+	addAll(shared, l.sets[tcptable.Addr{10: 0xff, 11: 0xff}])
+	return shared
+}
+
+func addAll(to, set []uint64) {
+	for i, word := range set {
+		to[i] |= word
+	}
+}
 
 // all yields each address with the number of ports that it or sockets on all
 // addresses hold.
 func (l *localPorts) all() iter.Seq2[netip.Addr, int] {
 	return func(yield func(netip.Addr, int) bool) {
+		shared := l.shared()
 		for addr, set := range l.sets {
-			if ip := addr.IP(); !ip.IsUnspecified() && !yield(ip, l.len(set)) {
+			if ip := addr.IP(); !ip.IsUnspecified() && !yield(ip, unionLen(set, shared)) {
 				return
 			}
 		}
 	}
 }
 
-// len returns the number of ports in a set or in those of 0.0.0.0 and ::.
-func (l *localPorts) len(set int) int {
-	any6 := l.sets[tcptable.Addr{}]
-	any4, ok := l.sets[tcptable.Addr{10: 0xff, 11: 0xff}]
-	if !ok {
-		any4 = any6
-	}
+// unionLen returns the number of ports in a or in b.
+func unionLen(a, b []uint64) int {
 	n := 0
-	for i := range l.words {
-		n += bits.OnesCount64(l.bits[set+i] | l.bits[any4+i] | l.bits[any6+i])
+	for i, word := range a {
+		n += bits.OnesCount64(word | b[i])
 	}
 	return n
 }

@@ -483,7 +483,8 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 			}
 		}
 	}
-	most := t.locals.shared()
+	shared := t.locals.shared()
+	most := unionLen(shared, shared)
 	for _, l := range largest(locals, n.locals, func(a, b local) int {
 		return cmp.Or(cmp.Compare(b.used, a.used), a.addr.Compare(b.addr))
 	}) {
