@@ -78,8 +78,26 @@ var errStopped = errors.New("stopped")
 // Sockets implements Source. With the listeners it yields what /proc does not
 // list: sockets that are bound and idle, where the kernel lists those.
 func (d *SockDiag) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
+	return sequence(func(row func(*Socket) error) error { return d.walk(ctx, row) })
+}
+
+// Listeners yields the LISTEN rows only, which costs next to nothing: the table of
+// connections is not walked.
+func (d *SockDiag) Listeners(ctx context.Context) iter.Seq2[Socket, error] {
+	return sequence(func(row func(*Socket) error) error {
+		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			if err := d.read(ctx, dump{family, 1 << Listen}, row); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// sequence yields the sockets that read calls row with, and the error it ends with.
+func sequence(read func(row func(*Socket) error) error) iter.Seq2[Socket, error] {
 	return func(yield func(Socket, error) bool) {
-		err := d.walk(ctx, func(s *Socket) error {
+		err := read(func(s *Socket) error {
 			if !yield(*s, nil) {
 				return errStopped
 			}
@@ -87,27 +105,6 @@ func (d *SockDiag) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 		})
 		if err != nil && !errors.Is(err, errStopped) {
 			yield(Socket{}, err)
-		}
-	}
-}
-
-// Listeners yields the LISTEN rows only, which costs next to nothing: the table of
-// connections is not walked.
-func (d *SockDiag) Listeners(ctx context.Context) iter.Seq2[Socket, error] {
-	return func(yield func(Socket, error) bool) {
-		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			err := d.read(ctx, dump{family, 1 << Listen}, func(s *Socket) error {
-				if !yield(*s, nil) {
-					return errStopped
-				}
-				return nil
-			})
-			if err != nil {
-				if !errors.Is(err, errStopped) {
-					yield(Socket{}, err)
-				}
-				return
-			}
 		}
 	}
 }
