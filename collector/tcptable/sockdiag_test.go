@@ -285,6 +285,7 @@ func TestParseReplyRefuses(t *testing.T) {
 			f(1, "a reply is too short for an error number", one, message(kind, 0, testSeq, make([]byte, n)...)[:unix.SizeofNlMsghdr+n])
 		}
 	}
+	f(1, "a reply acknowledges what asked for a dump", one, message(unix.NLMSG_ERROR, 0, testSeq, 0, 0, 0, 0))
 	f(1, "a socket of 71 bytes and not 72", one, message(getSock, 0, testSeq, numberedDiag(2)[:71]...))
 	f(1, "a socket of 0 bytes and not 72", one, message(getSock, 0, testSeq))
 }
@@ -619,7 +620,7 @@ func FuzzReply(f *testing.F) {
 			case m.Header.Type == kind && ok:
 				want = append(want, s)
 			case m.Header.Type == unix.NLMSG_DONE || m.Header.Type == unix.NLMSG_ERROR:
-				wantDone = len(m.Data) >= 4 && int32(binary.NativeEndian.Uint32(m.Data)) >= 0
+				wantDone = m.Header.Type == unix.NLMSG_DONE && len(m.Data) >= 4 && int32(binary.NativeEndian.Uint32(m.Data)) >= 0
 				wantErr = !wantDone
 			case m.Header.Type != unix.NLMSG_NOOP:
 				wantErr = true
