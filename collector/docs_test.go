@@ -38,7 +38,7 @@ Written from the code by ` + "`make docs`" + `; a test holds it to the code. Bes
 * **state** is the kernel's, in lower case: ` + "`established`, `syn_sent`, `syn_recv`, `fin_wait1`, `fin_wait2`, `time_wait`, `close`,\n  `close_wait`, `last_ack`, `listen`, `closing`" + `. ` + "`tcp_connections`" + ` has every state a direction can have, zero included; other
   metrics leave out what is zero where that is said.
 * **direction** is ` + "`inbound`" + ` for a listener, a half-open connection, and a connection whose local port a listener holds, on its
-  local IP or on all; else ` + "`outbound`" + `. The listener has to be in the same of the kernel's two tables, that of AF_INET or of AF_INET6
+  local IP or on all; else, and in SYN_SENT whoever holds the port, ` + "`outbound`" + `. The listener has to be in the same of the kernel's two tables, that of AF_INET or of AF_INET6
   sockets, as the one that takes a connection always is. An inbound TIME_WAIT holds no ephemeral port of this host. When a listener
   is closed, the connections that it took become outbound.
 * The **ephemeral pool** is the ports of ` + "`net.ipv4.ip_local_port_range`" + ` less ` + "`net.ipv4.ip_local_reserved_ports`" + `. It is used in two

@@ -259,14 +259,15 @@ func (t *tally) holdForAll(local tcptable.Endpoint) {
 }
 
 // directionOf tells who connected to whom: a connection of a listener's port came
-// in. A listener takes connections of its own table only.
+// in, unless it is only just sending its SYN. A listener takes connections of its
+// own table only.
 func (t *tally) directionOf(s *tcptable.Socket) direction {
 	l := &t.listeners[s.Table]
 	port := s.Local.Port
 	switch {
 	case s.State == tcptable.SynRecv:
 		return inbound
-	case !l.ports.has(port):
+	case s.State == tcptable.SynSent, !l.ports.has(port):
 		return outbound
 	case l.wildcard.has(port):
 		return inbound

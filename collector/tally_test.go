@@ -139,6 +139,10 @@ func TestDirection(t *testing.T) {
 	}
 	// A half-open connection is inbound though its listener is gone.
 	f(inbound, "tcp syn_recv 10.0.0.1:8080 10.0.0.2:5555")
+	// Who sent the SYN is the one who connects, from a listener's port too
+	// (SO_REUSEADDR).
+	f(outbound, "tcp syn_sent 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 0.0.0.0:8080 0.0.0.0:0")
+	f(outbound, "tcp syn_sent 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 10.0.0.1:8080 0.0.0.0:0")
 	// Ports at the ends.
 	f(inbound, "tcp established 10.0.0.1:65535 10.0.0.2:5555", "tcp listen 0.0.0.0:65535 0.0.0.0:0")
 	f(inbound, "tcp established 10.0.0.1:1 10.0.0.2:5555", "tcp listen 0.0.0.0:1 0.0.0.0:0")
