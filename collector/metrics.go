@@ -368,15 +368,8 @@ func (t *tally) addTopShare(out *samples, netns string, totals *[numDirections][
 	}
 }
 
-func (t *tally) addListeners(out *samples, netns string, n int, backlogs backlogs) {
-	all := func(yield func(uint16) bool) {
-		for port := range t.listenerPorts {
-			if !yield(port) {
-				return
-			}
-		}
-	}
-	top := largest(all, n, func(a, b uint16) int {
+func (t *tally) addListeners(out *samples, netns string, n int, limits backlogs) {
+	top := largest(maps.Keys(t.listenerPorts), n, func(a, b uint16) int {
 		return cmp.Or(cmp.Compare(t.listenerPorts[b].rows, t.listenerPorts[a].rows), cmp.Compare(a, b))
 	})
 	named := make(map[uint16]bool, len(top))
@@ -404,7 +397,7 @@ func (t *tally) addListeners(out *samples, netns string, n int, backlogs backlog
 	for _, l := range queues {
 		labels := []string{netns, l.Addr.IP().String(), strconv.Itoa(int(l.Port))}
 		out.add(listenerAcceptQueue, float64(t.acceptQueues[l]), labels...)
-		if limit, ok := backlogs[l]; ok {
+		if limit, ok := limits[l]; ok {
 			out.add(listenerAcceptQueueLimit, float64(limit), labels...)
 		}
 	}

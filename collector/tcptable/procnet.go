@@ -163,7 +163,7 @@ func newTableReader(t Table, path string) tableReader {
 	}
 }
 
-// open begins a walk and reads the header.
+// open begins a walk. It reads nothing yet.
 func (r *tableReader) open() error {
 	f, err := os.Open(r.path)
 	if err != nil {

@@ -32,17 +32,7 @@ func bothSources(t *testing.T) {
 func TestSourcesAgree(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		bothSources(t)
-		setSysctl(t, "net/ipv4/tcp_fastopen", "514") // see TestStates
-		w := newWire(t)
-		var rs rows
-		for _, s := range stacks {
-			rs = append(rs, buildInbound(t, w, s)...)
-			rs = append(rs, buildOutbound(t, w, s)...)
-			rs = append(rs, buildUnaccepted(t, w, s)...)
-			rs = append(rs, buildFastOpen(t, w, s)...)
-		}
-		rs = append(rs, buildSharedPort(t, w)...)
-		rs.settle(t)
+		rs := buildEveryKind(t)
 
 		t.Run("rows", func(t *testing.T) { compareRows(t, rs) })
 		t.Run("metrics", func(t *testing.T) {

@@ -150,22 +150,29 @@ func (rs rows) count(matches func(row) bool) (n int) {
 	return n
 }
 
+// buildEveryKind builds every kind of row that a program can make, of each stack.
+func buildEveryKind(t *testing.T) rows {
+	t.Helper()
+	// 0x2 server side on; 0x200 data in a SYN is taken without a cookie.
+	setSysctl(t, "net/ipv4/tcp_fastopen", "514")
+	w := newWire(t)
+	var rs rows
+	for _, s := range stacks {
+		rs = append(rs, buildInbound(t, w, s)...)
+		rs = append(rs, buildOutbound(t, w, s)...)
+		rs = append(rs, buildUnaccepted(t, w, s)...)
+		rs = append(rs, buildFastOpen(t, w, s)...)
+	}
+	rs = append(rs, buildSharedPort(t, w)...)
+	rs.settle(t)
+	return rs
+}
+
 // TestStates builds every kind of row that a program can make and compares
 // each count with what was built and with the kernel's own.
 func TestStates(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
-		// 0x2 server side on; 0x200 data in a SYN is taken without a cookie.
-		setSysctl(t, "net/ipv4/tcp_fastopen", "514")
-		w := newWire(t)
-		var rs rows
-		for _, s := range stacks {
-			rs = append(rs, buildInbound(t, w, s)...)
-			rs = append(rs, buildOutbound(t, w, s)...)
-			rs = append(rs, buildUnaccepted(t, w, s)...)
-			rs = append(rs, buildFastOpen(t, w, s)...)
-		}
-		rs = append(rs, buildSharedPort(t, w)...)
-		rs.settle(t)
+		rs := buildEveryKind(t)
 
 		for _, source := range sources(t) {
 			t.Run(source, func(t *testing.T) {
