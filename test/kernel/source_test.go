@@ -117,11 +117,16 @@ func compareRows(t *testing.T, rs rows) {
 	}
 }
 
-// ofTheMoment are metrics that differ between any two scrapes: counters, and what
-// is of the whole node.
-func ofTheMoment(name string) bool {
-	return strings.HasSuffix(name, "_total") ||
-		slices.Contains([]string{"tcp_orphans", "tcp_memory_bytes", "tcp_file_handles"}, name)
+// isOfTheNode reports whether a metric counts what all network namespaces have
+// together, and so may differ between any two scrapes.
+func isOfTheNode(name string) bool {
+	return slices.Contains([]string{"tcp_orphans", "tcp_memory_bytes", "tcp_file_handles"}, name)
+}
+
+// isOfTheMoment reports whether a metric may differ between two scrapes of the
+// same sockets.
+func isOfTheMoment(name string) bool {
+	return strings.HasSuffix(name, "_total") || isOfTheNode(name)
 }
 
 // comparePages compares what two scrapes say of the same sockets.
@@ -130,7 +135,7 @@ func comparePages(t *testing.T, a, b page) {
 	read := func(p page) map[string]float64 {
 		values := make(map[string]float64)
 		for name, family := range p {
-			if !strings.HasPrefix(name, "tcp_") || ofTheMoment(name) {
+			if !strings.HasPrefix(name, "tcp_") || isOfTheMoment(name) {
 				continue
 			}
 			for _, m := range family.GetMetric() {
