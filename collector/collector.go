@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/go-kit/log"
@@ -102,6 +103,9 @@ func New(ctx context.Context, cfg Config, logger log.Logger) (*Collector, error)
 		source = SourceNetlink
 	}
 	level.Info(logger).Log("msg", "reading the socket table", "source", source, "wanted", cfg.Source)
+	if pool, err := c.readPool(ctx); cfg.Namespace.OwnSysctls && pool == nil && err == nil {
+		level.Warn(logger).Log("msg", "no net sysctls can be seen here, so limits and port utilisation are left out; is ProcSubset=pid set, or do they not exist in this sandbox?", "path", filepath.Join(cfg.ProcRoot, "sys/net"))
+	}
 	return c, nil
 }
 
@@ -144,19 +148,19 @@ func (s scrape) Collect(ch chan<- prometheus.Metric) {
 	var out samples
 	ns := s.cfg.Namespace
 	sysctls := "other"
-	if ns.OwnSysctls {
-		sysctls = "same"
-	}
-	out.add(netnsInfo, 1, ns.Name, ns.Dir, sysctls)
-
 	var pool *pool
 	if ns.OwnSysctls {
+		sysctls = "same"
 		s.part(&out, "ports", func() (samples, error) {
 			var err error
 			pool, err = s.ports.do(s.ctx, s.readPool)
+			if pool == nil && err == nil {
+				sysctls = "none"
+			}
 			return nil, err
 		})
 	}
+	out.add(netnsInfo, 1, ns.Name, ns.Dir, sysctls)
 	s.part(&out, "kernel", func() (samples, error) {
 		return s.Collector.kernel.do(s.ctx, kernel{s.cfg.ProcRoot, ns}.read)
 	})

@@ -173,6 +173,27 @@ func TestCollectOtherSysctls(t *testing.T) {
 	p.want(t, 1600, "tcp_file_handles")
 }
 
+// TestCollectNoSysctls tells a /proc without net sysctls from one that has them.
+func TestCollectNoSysctls(t *testing.T) {
+	cfg := fixture(t, writeProc(t))
+	if err := os.RemoveAll(filepath.Join(cfg.ProcRoot, "sys")); err != nil {
+		t.Fatal(err)
+	}
+	var logged lines
+	c, err := New(t.Context(), cfg, log.NewLogfmtLogger(&logged))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line := logged.take(); !strings.Contains(line, "no net sysctls") || !strings.Contains(line, filepath.Join(cfg.ProcRoot, "sys/net")) {
+		t.Errorf("logged %q", line)
+	}
+	p := gather(t, c.WithContext(t.Context()))
+	p.want(t, 1, "timewait_exporter_netns_info", "sysctls", "none")
+	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
+	p.want(t, 1, "tcp_connections")
+	p.wantNone(t, "tcp_ephemeral_ports")
+}
+
 // TestCollectNamesNetns has the namespace on every metric that is of one.
 func TestCollectNamesNetns(t *testing.T) {
 	cfg := fixture(t, writeProc(t))

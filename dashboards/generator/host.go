@@ -286,7 +286,7 @@ func sysctlsPanel() Panel {
 			"TIME_WAIT itself lasts 60 s in Linux and has no sysctl.",
 		Unit: "none", Width: third, Height: 8,
 		Draw: oneValueEach(), Queries: queries,
-		Runbooks: []string{"TCPTimeWaitRecycleEnabled", "TimewaitExporterForeignSysctls"},
+		Runbooks: []string{"TCPTimeWaitRecycleEnabled", "TimewaitExporterSysctlsMissing"},
 	}
 }
 
