@@ -1,0 +1,50 @@
+package host
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// CheckMetrics checks that a scrape succeeded in all its parts, and read the host's
+// network namespace and sysctls from source.
+func CheckMetrics(t testing.TB, body, source string) {
+	t.Helper()
+	success := regexp.MustCompile(`(?m)^timewait_exporter_collector_success\{.*\} 1$`)
+	if n := len(success.FindAllString(body, -1)); n != 4 {
+		t.Errorf("%d collectors succeeded, not 4, in\n%s", n, body)
+	}
+	for _, want := range []string{
+		`timewait_exporter_netns_info{netns="host",path="/proc/self/net",sysctls="same"} 1`,
+		`timewait_exporter_source_info{netns="host",source="` + source + `"} 1`,
+	} {
+		if !strings.Contains(body, "\n"+want+"\n") {
+			t.Errorf("no %s in\n%s", want, body)
+		}
+	}
+	// From a sysctl. Where /proc/sys can't be seen it is absent, and that is no failure.
+	if !strings.Contains(body, "\ntcp_ephemeral_ports{") {
+		t.Errorf("no tcp_ephemeral_ports in\n%s", body)
+	}
+}
+
+// CheckRights checks /proc/PID/status of an exporter: its user and group, as a
+// pattern, and that it has no right beyond an ordinary user's and a seccomp filter.
+func CheckRights(t testing.TB, status, user string) {
+	t.Helper()
+	for _, want := range []string{
+		`Uid:(\t` + user + `){4}`,
+		`Gid:(\t` + user + `){4}`,
+		`CapInh:\t0{16}`,
+		`CapPrm:\t0{16}`,
+		`CapEff:\t0{16}`,
+		`CapBnd:\t0{16}`,
+		`CapAmb:\t0{16}`,
+		`NoNewPrivs:\t1`,
+		`Seccomp:\t2`,
+	} {
+		if !regexp.MustCompile(`(?m)^` + want + `$`).MatchString(status) {
+			t.Errorf("not %s in\n%s", want, status)
+		}
+	}
+}
