@@ -1,4 +1,7 @@
 # docker build --build-arg VERSION=1.2.3 --build-arg REVISION=$(git rev-parse HEAD) -t timewait_exporter .
+# docker run --rm --network=host --read-only --cap-drop=ALL --security-opt=no-new-privileges timewait_exporter
+#
+# For other machines too: docker buildx build --platform=linux/amd64,linux/arm64,linux/arm/v7 ...
 
 # Compiles on the builder's own platform for the one asked for.
 FROM --platform=$BUILDPLATFORM docker.io/library/golang:1.26.8 AS build

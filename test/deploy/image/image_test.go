@@ -1,0 +1,276 @@
+// Package image builds the container image with podman, which knows the words of
+// docker build and docker run, and runs it the way the README says.
+package image
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"debug/elf"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"timewait_exporter/test/deploy/host"
+)
+
+// patience is how long anything that must happen may take.
+const patience = 30 * time.Second
+
+func TestImage(t *testing.T) {
+	host.NeedsRoot(t)
+	host.Needs(t, "podman", "runc")
+	p := newPodman(t)
+	p.makeBase(t)
+
+	t.Run(runtime.GOARCH, func(t *testing.T) {
+		p.build(t, "native", "linux/"+runtime.GOARCH)
+		p.checkConfig(t, "native", runtime.GOARCH)
+		p.checkFiles(t, "native", map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH])
+		for _, source := range []string{"procfs", "netlink"} {
+			t.Run(source, func(t *testing.T) { p.checkRun(t, "native", source) })
+		}
+	})
+	t.Run("arm64", func(t *testing.T) {
+		p.build(t, "arm64", "linux/arm64")
+		p.checkConfig(t, "arm64", "arm64")
+		p.checkFiles(t, "arm64", elf.EM_AARCH64)
+	})
+}
+
+// podman is one with a storage of its own.
+type podman struct {
+	flags []string
+}
+
+func newPodman(t *testing.T) podman {
+	dir := t.TempDir()
+	p := podman{[]string{
+		"--root=" + dir + "/root", "--runroot=" + dir + "/run", "--tmpdir=" + dir + "/tmp",
+		// As on a machine without systemd. Of the runtimes, crun refuses to run where
+		// both versions of cgroups are mounted.
+		"--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime=runc",
+	}}
+	t.Cleanup(func() {
+		for _, args := range [][]string{{"rm", "--all", "--force"}, {"image", "unmount", "--all"}} {
+			if out, err := exec.Command("podman", append(p.flags, args...)...).CombinedOutput(); err != nil {
+				t.Errorf("podman %s: %v\n%s", args, err, out)
+			}
+		}
+	})
+	return p
+}
+
+func (p podman) run(t *testing.T, args ...string) string {
+	t.Helper()
+	return host.Run(t, "", "podman", slices.Concat(p.flags, args)...)
+}
+
+// makeBase puts a stand-in where the build looks for its base image: this machine's
+// shell and Go, which build mounts into it. It can't download anything.
+func (p podman) makeBase(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"usr", "tmp", "goroot"} {
+		if err := os.MkdirAll(filepath.Join(dir, "root", name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"bin", "lib", "lib64"} {
+		if err := os.Symlink("usr/"+name, filepath.Join(dir, "root", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dockerfile := `FROM scratch
+COPY root /
+ENV PATH=/goroot/bin:/usr/bin GOPATH=/go GOCACHE=/gocache GOTOOLCHAIN=local GOPROXY=off
+`
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	base := regexp.MustCompile(`(?m)^FROM .*(docker\.io/library/golang:\S+) AS`).FindStringSubmatch(read(t, filepath.Join(host.Checkout(t), "Dockerfile")))
+	if base == nil {
+		t.Fatal("the Dockerfile builds from no image of Go")
+	}
+	p.run(t, "build", "--isolation=chroot", "--tag="+base[1], dir)
+}
+
+// build builds the checkout's Dockerfile, with the modules and the build cache of
+// this machine.
+func (p podman) build(t *testing.T, tag, platform string) {
+	t.Helper()
+	checkout := host.Checkout(t)
+	host.Run(t, checkout, "go", "mod", "download")
+	goEnv := strings.Fields(host.Run(t, checkout, "go", "env", "GOROOT", "GOMODCACHE", "GOCACHE"))
+	p.run(t, "build", "--isolation=chroot", "--pull=never", "--platform="+platform, "--tag="+tag,
+		"--volume=/usr:/usr:ro", "--volume="+goEnv[0]+":/goroot:ro",
+		"--volume="+goEnv[1]+":/go/pkg/mod", "--volume="+goEnv[2]+":/gocache",
+		"--build-arg=BUILDPLATFORM=linux/"+runtime.GOARCH, // docker knows it, podman 4.3 does not
+		"--build-arg=VERSION=1.2.3", "--build-arg=REVISION=abc", checkout)
+}
+
+// checkConfig checks what an image says about itself: what runs as whom, and the
+// labels of the OCI image specification.
+func (p podman) checkConfig(t *testing.T, image, arch string) {
+	t.Helper()
+	got := p.run(t, "image", "inspect", image, "--format="+`{{.Architecture}}
+{{with .Config}}{{.User}} {{.Entrypoint}} {{.Cmd}} {{.Volumes}} {{.ExposedPorts}}{{end}}
+{{range $name, $value := .Labels}}{{if ne $name "io.buildah.version"}}{{$name}}={{$value}}
+{{end}}{{end}}`)
+	want := arch + `
+65534:65534 [/timewait_exporter] [] map[] map[10793/tcp:{}]
+org.opencontainers.image.description=Prometheus exporter for TCP connections, TIME_WAIT and ephemeral ports
+org.opencontainers.image.licenses=Apache-2.0
+org.opencontainers.image.revision=abc
+org.opencontainers.image.title=timewait_exporter
+org.opencontainers.image.version=1.2.3
+`
+	if strings.TrimSpace(got) != strings.TrimSpace(want) {
+		t.Errorf("the image says\n%swant\n%s", got, want)
+	}
+}
+
+// checkFiles checks that an image holds the license and one static program that
+// only root may change, and nothing else: no shell, no library.
+func (p podman) checkFiles(t *testing.T, image string, machine elf.Machine) {
+	t.Helper()
+	root := strings.TrimSpace(p.run(t, "image", "mount", image))
+	var files []string
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || path == root {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		if stat, _ := info.Sys().(*syscall.Stat_t); stat.Uid != 0 || info.Mode().Perm()&0o002 != 0 {
+			t.Errorf("%s: not only root may change it", path)
+		}
+		files = append(files, strings.TrimPrefix(path, root))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"/LICENSE", "/timewait_exporter"}; !slices.Equal(files, want) {
+		t.Errorf("files %q, want %q", files, want)
+	}
+
+	program, err := elf.Open(filepath.Join(root, "timewait_exporter"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	if program.Machine != machine {
+		t.Errorf("a program for %s, not %s", program.Machine, machine)
+	}
+	if slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+		t.Error("the program is not static")
+	}
+}
+
+// checkRun runs an image with every right taken away, scrapes it and ends it.
+func (p podman) checkRun(t *testing.T, image, source string) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // a socket of the host's to be seen
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "podman", slices.Concat(p.flags, []string{"run", "--rm", "--name=" + source,
+		"--network=host", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges",
+		// podman's defaults are more than a root without CAP_SYS_RESOURCE may set.
+		"--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024",
+		image, "--web.listen-address=localhost:0", "--collector.listeners=10000", "--collector.source=" + source})...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = patience
+	output, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	address := listenAddress(io.TeeReader(output, &log))
+	if address == "" {
+		t.Fatalf("it does not listen: %v\n%s", cmd.Wait(), &log)
+	}
+
+	body := get(t, "http://"+address+"/metrics")
+	host.CheckMetrics(t, body, source)
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(body, "\n"+`tcp_listener_accept_queue{local_ip="127.0.0.1",local_port="`+port+`",netns="host"} 0`+"\n") {
+		t.Errorf("it does not see the host's socket on port %s", port)
+	}
+	if build := regexp.MustCompile(`\ntimewait_exporter_build_info\{.*revision="abc",.*version="1\.2\.3"\} 1\n`); !build.MatchString(body) {
+		t.Errorf("not %s in\n%s", build, body)
+	}
+	proc := "/proc/" + strings.TrimSpace(p.run(t, "inspect", "--format={{.State.Pid}}", source))
+	host.CheckRights(t, read(t, proc+"/status"), "65534")
+	if mounts := read(t, proc+"/mounts"); !regexp.MustCompile(`(?m)^\S+ / \S+ ro,`).MatchString(mounts) {
+		t.Errorf("the root is not read-only in\n%s", mounts)
+	}
+
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(&log, output); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("SIGTERM: %v\n%s", err, &log)
+	}
+}
+
+// listenAddress returns where the exporter that writes the log listens, or nothing
+// when the log ends before.
+func listenAddress(log io.Reader) string {
+	says := regexp.MustCompile(`msg="Listening on" address=(\S+)`)
+	for lines := bufio.NewScanner(log); lines.Scan(); {
+		if address := says.FindStringSubmatch(lines.Text()); address != nil {
+			return address[1]
+		}
+	}
+	return ""
+}
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	client := http.Client{Timeout: patience}
+	response, err := client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s %v\n%s", url, response.Status, err, body)
+	}
+	return string(body)
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
