@@ -1,0 +1,632 @@
+package kubernetes
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
+	"helm.sh/helm/v3/pkg/chart"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/lint"
+	"helm.sh/helm/v3/pkg/lint/support"
+	core "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/validation"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/yaml"
+
+	"timewait_exporter/test/deploy/host"
+)
+
+// everything switches on all there is; of the two monitors only one can be.
+const everything = `
+commonLabels: {team: network}
+podLabels: {tier: node}
+podAnnotations: {example.com/note: pod}
+imagePullSecrets: [{name: registry}]
+serviceAccount: {annotations: {example.com/note: account}}
+extraArgs: [--collector.source=auto, --collector.remote-prefix-ipv4=24]
+priorityClassName: system-node-critical
+affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: type, operator: NotIn, values: [virtual-kubelet]}]}]}}}
+service: {annotations: {example.com/note: service}}
+podMonitor:
+  enabled: true
+  additionalLabels: {release: prometheus}
+  scrapeTimeout: 10s
+  relabelings: [{action: labeldrop, regex: pod}]
+  metricRelabelings: [{action: drop, sourceLabels: [__name__], regex: go_.*}]
+prometheusRule: {enabled: true, additionalLabels: {release: prometheus}}
+dashboards: {enabled: true, annotations: {grafana_folder: TCP connections}}
+networkPolicy: {enabled: true, from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}
+`
+
+const serviceMonitor = `
+serviceMonitor: {enabled: true, additionalLabels: {release: prometheus}}
+prometheusRule: {enabled: true}
+networkPolicy: {enabled: true}
+`
+
+const tls = `
+webConfig: {secret: web, tlsSecret: cert}
+podMonitor:
+  enabled: true
+  basicAuth: {username: {name: web, key: user}, password: {name: web, key: password}}
+  tlsConfig: {ca: {secret: {name: cert, key: ca.crt}}, serverName: exporter}
+prometheusRule: {enabled: true}
+`
+
+// valueSets are the values files that every object of the chart is checked with.
+var valueSets = map[string]string{
+	"defaults":        "",
+	"everything":      everything,
+	"service monitor": serviceMonitor,
+	"tls":             tls,
+	"password alone":  "webConfig: {secret: web}",
+	"own probes": `
+webConfig: {secret: web, tlsSecret: web}
+livenessProbe: {httpGet: {path: /-/healthy, port: metrics, scheme: HTTPS}}
+readinessProbe: {httpGet: {path: /-/ready, port: metrics, scheme: HTTPS}}`,
+	"monitoring in a namespace of its own": `
+podMonitor: {enabled: true, namespace: monitoring}
+prometheusRule: {enabled: true, namespace: monitoring}
+dashboards: {enabled: true, namespace: grafana}`,
+	"service monitor in another namespace": "serviceMonitor: {enabled: true, namespace: monitoring}",
+	// What users of prometheus-community's charts for nodes set most.
+	"usual overrides": `
+nameOverride: sockets
+fullnameOverride: node-sockets
+image: {repository: registry.example.com/mirror/timewait_exporter, tag: 1.2.3, digest: "sha256:` + digest + `", pullPolicy: Always}
+port: 9999
+listenOnAllInterfaces: false
+serviceAccount: {create: false, name: given}
+resources: {limits: {cpu: 200m, memory: 64Mi}, requests: {cpu: 50m, memory: 64Mi}}
+nodeSelector: {kubernetes.io/os: linux, pool: edge}
+tolerations: [{effect: NoSchedule, operator: Exists}]
+updateStrategy: {type: OnDelete, rollingUpdate: null}
+podMonitor: {enabled: true}`,
+	"without what can be left out": `
+serviceAccount: {create: false}
+service: {enabled: false}
+resources: {}
+nodeSelector: null
+tolerations: []`,
+}
+
+const digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+// TestLint is helm lint --strict, for each set of values.
+func TestLint(t *testing.T) {
+	for name, text := range valueSets {
+		t.Run(name, func(t *testing.T) {
+			values, err := chartutil.ReadValues([]byte(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			linter := lint.AllWithKubeVersion(chartDir(t), values, namespace, nil)
+			for _, message := range linter.Messages {
+				if message.Severity > support.InfoSev {
+					t.Error(message)
+				}
+			}
+		})
+	}
+}
+
+// TestObjects checks what must be true of the chart's objects with any values:
+// they are valid, find each other, and the program knows its flags.
+func TestObjects(t *testing.T) {
+	flags := knownFlags(t)
+	jobOfAlerts := jobPattern(t)
+	for name, values := range valueSets {
+		t.Run(name, func(t *testing.T) {
+			c := install(t, values)
+			pod, container := c.pod(t)
+
+			seen := map[string]bool{}
+			for i, object := range c.all {
+				key := fmt.Sprintf("%s %s/%s", c.kinds[i], object.GetNamespace(), object.GetName())
+				if seen[key] {
+					t.Errorf("%s twice", key)
+				}
+				seen[key] = true
+				if object.GetNamespace() == "" {
+					t.Errorf("%s has no namespace", key)
+				}
+				for _, problem := range validation.NameIsDNSLabel(object.GetName(), false) {
+					t.Errorf("%s: %s", key, problem)
+				}
+				if object.GetLabels()["app.kubernetes.io/instance"] != release {
+					t.Errorf("%s has labels %v", key, object.GetLabels())
+				}
+			}
+
+			podLabels := labels.Set(pod.Labels)
+			selector := labels.SelectorFromSet(c.daemonSets[0].Spec.Selector.MatchLabels)
+			if selector.Empty() || !selector.Matches(podLabels) {
+				t.Errorf("the DaemonSet's selector %q does not match its pods %v", selector, podLabels)
+			}
+			for _, s := range c.services {
+				if !labels.SelectorFromSet(s.Spec.Selector).Matches(podLabels) || s.Namespace != namespace {
+					t.Errorf("the Service selects %v in %s", s.Spec.Selector, s.Namespace)
+				}
+				hasPort(t, container, s.Spec.Ports[0].TargetPort)
+				if s.Spec.ClusterIP != core.ClusterIPNone {
+					t.Errorf("the Service has clusterIP %q", s.Spec.ClusterIP)
+				}
+			}
+			for _, p := range c.policies {
+				if !labels.SelectorFromSet(p.Spec.PodSelector.MatchLabels).Matches(podLabels) {
+					t.Errorf("the NetworkPolicy selects %v", p.Spec.PodSelector)
+				}
+				hasPort(t, container, *p.Spec.Ingress[0].Ports[0].Port)
+			}
+			for _, m := range c.podMonitors {
+				if !labels.SelectorFromSet(m.Spec.Selector.MatchLabels).Matches(podLabels) || !slices.Equal(m.Spec.NamespaceSelector.MatchNames, []string{namespace}) {
+					t.Errorf("the PodMonitor selects %v in %v", m.Spec.Selector, m.Spec.NamespaceSelector)
+				}
+				endpoint := m.Spec.PodMetricsEndpoints[0]
+				hasPort(t, container, intstr.FromString(*endpoint.Port))
+				checkRelabelings(t, endpoint.RelabelConfigs, jobOfAlerts)
+			}
+			for _, m := range c.serviceMonitors {
+				service := c.services[0]
+				if !labels.SelectorFromSet(m.Spec.Selector.MatchLabels).Matches(labels.Set(service.Labels)) || !slices.Equal(m.Spec.NamespaceSelector.MatchNames, []string{namespace}) {
+					t.Errorf("the ServiceMonitor selects %v in %v", m.Spec.Selector, m.Spec.NamespaceSelector)
+				}
+				endpoint := m.Spec.Endpoints[0]
+				if endpoint.Port != service.Spec.Ports[0].Name {
+					t.Errorf("the ServiceMonitor asks for port %q of %v", endpoint.Port, service.Spec.Ports)
+				}
+				checkRelabelings(t, endpoint.RelabelConfigs, jobOfAlerts)
+			}
+
+			for _, probe := range []*core.Probe{container.LivenessProbe, container.ReadinessProbe} {
+				switch {
+				case probe == nil:
+				case probe.HTTPGet != nil:
+					hasPort(t, container, probe.HTTPGet.Port)
+				case probe.TCPSocket != nil:
+					hasPort(t, container, probe.TCPSocket.Port)
+				default:
+					t.Errorf("a probe asks for nothing: %+v", probe)
+				}
+			}
+			for _, arg := range container.Args {
+				if flag, _, _ := strings.Cut(arg, "="); !flags[flag] {
+					t.Errorf("the program has no flag %s", flag)
+				}
+			}
+			checkSecurity(t, &pod.Spec, &container)
+		})
+	}
+}
+
+// hasPort checks that a port, by name or number, is one of the container.
+func hasPort(t *testing.T, container core.Container, port intstr.IntOrString) {
+	t.Helper()
+	for _, p := range container.Ports {
+		if port == intstr.FromString(p.Name) || port == intstr.FromInt32(p.ContainerPort) {
+			return
+		}
+	}
+	t.Errorf("the container has no port %s, only %v", port.String(), container.Ports)
+}
+
+// checkRelabelings checks that the job has a name which the alerts know, and that
+// nothing touches the instance, which they make links of.
+func checkRelabelings(t *testing.T, configs []monitoring.RelabelConfig, jobOfAlerts *regexp.Regexp) {
+	t.Helper()
+	job := ""
+	for _, c := range configs {
+		switch c.TargetLabel {
+		case "job":
+			job = *c.Replacement
+		case "instance", "__address__":
+			t.Errorf("%s is relabelled: %+v", c.TargetLabel, c)
+		}
+	}
+	if !jobOfAlerts.MatchString(job) {
+		t.Errorf("the alerts look for a job %s, not %q", jobOfAlerts, job)
+	}
+}
+
+// checkSecurity checks what Pod Security "restricted" asks for, less the host's
+// network, and that nothing of the host or the API comes into the pod.
+func checkSecurity(t *testing.T, pod *core.PodSpec, container *core.Container) {
+	t.Helper()
+	for what, ok := range map[string]bool{
+		"hostNetwork":                   pod.HostNetwork,
+		"no hostPID":                    !pod.HostPID,
+		"no hostIPC":                    !pod.HostIPC,
+		"no token":                      pod.AutomountServiceAccountToken != nil && !*pod.AutomountServiceAccountToken,
+		"runAsNonRoot":                  *pod.SecurityContext.RunAsNonRoot,
+		"runAsUser":                     *pod.SecurityContext.RunAsUser == 65534,
+		"seccompProfile":                pod.SecurityContext.SeccompProfile.Type == core.SeccompProfileTypeRuntimeDefault,
+		"no privilege escalation":       !*container.SecurityContext.AllowPrivilegeEscalation,
+		"not privileged":                container.SecurityContext.Privileged == nil,
+		"read-only root":                *container.SecurityContext.ReadOnlyRootFilesystem,
+		"no capability":                 slices.Equal(container.SecurityContext.Capabilities.Drop, []core.Capability{"ALL"}) && container.SecurityContext.Capabilities.Add == nil,
+		"the user is that of the image": strings.Contains(readFile(t, "Dockerfile"), fmt.Sprintf("\nUSER %d:%d\n", *pod.SecurityContext.RunAsUser, *pod.SecurityContext.RunAsGroup)),
+	} {
+		if !ok {
+			t.Errorf("not so: %s", what)
+		}
+	}
+	for _, v := range pod.Volumes {
+		if v.Projected == nil {
+			t.Errorf("volume %s is no Secret", v.Name)
+		}
+	}
+}
+
+// TestDefaults holds what a user gets who sets nothing.
+func TestDefaults(t *testing.T) {
+	c := install(t, "")
+	if want := []string{"ServiceAccount", "Service", "DaemonSet"}; !slices.Equal(c.kinds, want) {
+		t.Errorf("objects are %v, want %v", c.kinds, want)
+	}
+	pod, container := c.pod(t)
+	if want := "timewait_exporter:" + loadChart(t).Metadata.AppVersion; container.Image != want {
+		t.Errorf("image is %s, want %s", container.Image, want)
+	}
+	if want := []string{"--web.listen-address=:10793"}; !slices.Equal(container.Args, want) {
+		t.Errorf("args are %q, want %q", container.Args, want)
+	}
+	if want := []core.Toleration{{Operator: core.TolerationOpExists}}; !reflect.DeepEqual(pod.Spec.Tolerations, want) {
+		t.Errorf("tolerations are %v: not on all nodes", pod.Spec.Tolerations)
+	}
+	// The worst flood that was measured takes 54 MiB.
+	if limit := container.Resources.Limits.Memory().Value(); limit < 64<<20 {
+		t.Errorf("the limit of memory is %d bytes", limit)
+	}
+	if len(container.Resources.Limits) != 1 {
+		t.Errorf("limits are %v, want one of memory alone", container.Resources.Limits)
+	}
+	scrapeConfig := readFile(t, "deploy/prometheus/prometheus.kubernetes.yml")
+	for _, kept := range []string{pod.Labels["app.kubernetes.io/name"], fmt.Sprintf("%q", fmt.Sprint(container.Ports[0].ContainerPort))} {
+		if !strings.Contains(scrapeConfig, "regex: "+kept+"\n") {
+			t.Errorf("prometheus.kubernetes.yml does not keep %s", kept)
+		}
+	}
+	if c.accounts[0].AutomountServiceAccountToken == nil || *c.accounts[0].AutomountServiceAccountToken {
+		t.Error("the ServiceAccount hands out its token")
+	}
+}
+
+// TestOverrides holds that values arrive where they belong.
+func TestOverrides(t *testing.T) {
+	c := install(t, valueSets["usual overrides"])
+	pod, container := c.pod(t)
+	for _, f := range []struct{ what, got, want string }{
+		{"name", c.daemonSets[0].Name, "node-sockets"},
+		{"image", container.Image, "registry.example.com/mirror/timewait_exporter:1.2.3@sha256:" + digest},
+		{"pull policy", string(container.ImagePullPolicy), "Always"},
+		{"account", pod.Spec.ServiceAccountName, "given"},
+		{"arg", container.Args[0], "--web.listen-address=[$(HOST_IP)]:9999"},
+		{"HOST_IP", container.Env[0].Name + " " + container.Env[0].ValueFrom.FieldRef.FieldPath, "HOST_IP status.hostIP"},
+		{"service port", fmt.Sprint(c.services[0].Spec.Ports[0].Port), "9999"},
+		{"memory", container.Resources.Limits.Memory().String(), "64Mi"},
+		{"pool", pod.Spec.NodeSelector["pool"], "edge"},
+		{"strategy", string(c.daemonSets[0].Spec.UpdateStrategy.Type), "OnDelete"},
+		{"name label", pod.Labels["app.kubernetes.io/name"], "sockets"},
+	} {
+		if f.got != f.want {
+			t.Errorf("%s is %q, want %q", f.what, f.got, f.want)
+		}
+	}
+
+	c = install(t, everything)
+	pod, container = c.pod(t)
+	for i, object := range c.all {
+		if object.GetLabels()["team"] != "network" {
+			t.Errorf("%s %s has no commonLabels: %v", c.kinds[i], object.GetName(), object.GetLabels())
+		}
+	}
+	monitor := c.podMonitors[0]
+	for _, f := range []struct{ what, got, want string }{
+		{"pod label", pod.Labels["tier"], "node"},
+		{"pod annotation", pod.Annotations["example.com/note"], "pod"},
+		{"service annotation", c.services[0].Annotations["example.com/note"], "service"},
+		{"account annotation", c.accounts[0].Annotations["example.com/note"], "account"},
+		{"pull secret", pod.Spec.ImagePullSecrets[0].Name, "registry"},
+		{"priority", pod.Spec.PriorityClassName, "system-node-critical"},
+		{"arg", container.Args[1], "--collector.source=auto"},
+		{"affinity", pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchExpressions[0].Key, "type"},
+		{"monitor label", monitor.Labels["release"], "prometheus"},
+		{"interval", string(monitor.Spec.PodMetricsEndpoints[0].Interval), "15s"},
+		{"timeout", string(monitor.Spec.PodMetricsEndpoints[0].ScrapeTimeout), "10s"},
+		{"last relabeling", monitor.Spec.PodMetricsEndpoints[0].RelabelConfigs[2].Action, "labeldrop"},
+		{"metric relabeling", monitor.Spec.PodMetricsEndpoints[0].MetricRelabelConfigs[0].Regex, "go_.*"},
+		{"rule label", c.rules[1].Labels["release"], "prometheus"},
+		{"dashboard label", c.configMaps[0].Labels["grafana_dashboard"], "1"},
+		{"dashboard annotation", c.configMaps[0].Annotations["grafana_folder"], "TCP connections"},
+		{"policy", c.policies[0].Spec.Ingress[0].From[0].NamespaceSelector.MatchLabels["kubernetes.io/metadata.name"], "monitoring"},
+		{"policy for egress", fmt.Sprint(c.policies[0].Spec.PolicyTypes, len(c.policies[0].Spec.Egress)), "[Ingress Egress] 0"},
+	} {
+		if f.got != f.want {
+			t.Errorf("%s is %q, want %q", f.what, f.got, f.want)
+		}
+	}
+}
+
+func TestNamespaces(t *testing.T) {
+	c := install(t, valueSets["monitoring in a namespace of its own"])
+	want := map[string]string{"PodMonitor": "monitoring", "PrometheusRule": "monitoring", "ConfigMap": "grafana"}
+	for i, object := range c.all {
+		expected := want[c.kinds[i]]
+		if expected == "" {
+			expected = namespace
+		}
+		if object.GetNamespace() != expected {
+			t.Errorf("%s %s is in %s, want %s", c.kinds[i], object.GetName(), object.GetNamespace(), expected)
+		}
+	}
+}
+
+func TestTLS(t *testing.T) {
+	c := install(t, tls)
+	_, container := c.pod(t)
+	endpoint := c.podMonitors[0].Spec.PodMetricsEndpoints[0]
+	for _, f := range []struct{ what, got, want string }{
+		{"scheme", endpoint.Scheme, "https"},
+		{"password", endpoint.BasicAuth.Password.Key, "password"},
+		{"server name", *endpoint.TLSConfig.ServerName, "exporter"},
+	} {
+		if f.got != f.want {
+			t.Errorf("%s is %q, want %q", f.what, f.got, f.want)
+		}
+	}
+	if container.LivenessProbe != nil || container.ReadinessProbe.TCPSocket == nil {
+		t.Errorf("probes are %v and %v, which have no password", container.LivenessProbe, container.ReadinessProbe)
+	}
+	links := 0
+	for _, rules := range c.rules {
+		for _, group := range rules.Spec.Groups {
+			for _, rule := range group.Rules {
+				if link, ok := rule.Annotations["runbook_url"]; ok {
+					links++
+					if !strings.HasPrefix(link, "https://{{ $labels.instance }}/runbooks/") {
+						t.Errorf("%s links %s", rule.Alert, link)
+					}
+				}
+			}
+		}
+	}
+	if links == 0 {
+		t.Error("no alert links a runbook")
+	}
+}
+
+// TestRules holds that the chart's rules are those of deploy/prometheus.
+func TestRules(t *testing.T) {
+	c := install(t, everything)
+	if len(c.rules) != 2 {
+		t.Fatalf("got %d PrometheusRules", len(c.rules))
+	}
+	for i, kind := range []string{"alerts", "rules"} {
+		if want := release + "-timewait-exporter-" + kind; c.rules[i].Name != want {
+			t.Errorf("name is %s, want %s", c.rules[i].Name, want)
+		}
+		var want monitoring.PrometheusRuleSpec
+		if err := unmarshalStrict(readFile(t, "deploy/prometheus/timewait_exporter."+kind+".yml"), &want); err != nil {
+			t.Fatal(err)
+		}
+		if len(want.Groups) == 0 || !reflect.DeepEqual(c.rules[i].Spec, want) {
+			t.Errorf("the %s are not those of deploy/prometheus", kind)
+		}
+	}
+}
+
+// TestDashboards holds that the chart's dashboards are those of dashboards.
+func TestDashboards(t *testing.T) {
+	c := install(t, everything)
+	got := map[string]string{}
+	for _, m := range c.configMaps {
+		maps.Copy(got, m.Data)
+	}
+	want := map[string]string{}
+	for _, path := range glob(t, "dashboards/*.json") {
+		want[filepath.Base(path)] = readFile(t, path)
+	}
+	if len(want) == 0 || !maps.Equal(got, want) || len(c.configMaps) != len(want) {
+		t.Errorf("ConfigMaps have %v, dashboards has %v, or their text differs", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+	}
+}
+
+// TestCopies compares the copies that the chart needs, because Helm reads no file
+// outside of it, and Flux drops links from a repository.
+func TestCopies(t *testing.T) {
+	sources := append(glob(t, "deploy/prometheus/timewait_exporter.*.yml"), glob(t, "dashboards/*.json")...)
+	var names []string
+	for _, source := range sources {
+		name := filepath.Base(source)
+		names = append(names, name)
+		if readFile(t, "deploy/helm/timewait-exporter/files/"+name) != readFile(t, source) {
+			t.Errorf("%s is not the chart's copy of it; make chart copies it", source)
+		}
+	}
+	var copies []string
+	for _, path := range glob(t, "deploy/helm/timewait-exporter/files/*") {
+		copies = append(copies, filepath.Base(path))
+	}
+	slices.Sort(names)
+	slices.Sort(copies)
+	if !slices.Equal(names, copies) {
+		t.Errorf("files has %v, want %v", copies, names)
+	}
+}
+
+// TestWrongValues holds that a wrong value is refused with its name.
+func TestWrongValues(t *testing.T) {
+	for values, want := range map[string]string{
+		"prometheusRules: {enabled: true}":                             "prometheusRules",
+		"podMonitor: {enable: true}":                                   "enable",
+		"image: {repo: x}":                                             "repo",
+		"image: {repository: ''}":                                      "/image/repository",
+		"image: {tag: 1.2}":                                            "/image/tag",
+		"image: {digest: latest}":                                      "/image/digest",
+		"image: {pullPolicy: Sometimes}":                               "/image/pullPolicy",
+		"port: '10793'":                                                "/port",
+		"port: 70000":                                                  "/port",
+		"extraArgs: --log.level=debug":                                 "/extraArgs",
+		"extraArgs: [log.level=debug]":                                 "/extraArgs/0",
+		"tolerations: {operator: Exists}":                              "/tolerations",
+		"resources: {limit: {memory: 64Mi}}":                           "limit",
+		"podAnnotations: {prometheus.io/scrape: true}":                 "/podAnnotations/prometheus.io~1scrape",
+		"serviceMonitor: {enabled: 'yes'}":                             "/serviceMonitor/enabled",
+		"podMonitor: {interval: 15}":                                   "/podMonitor/interval",
+		"podMonitor: {interval: 15 s}":                                 "/podMonitor/interval",
+		"networkPolicy: {from: {ipBlock: {cidr: 10.0.0.0/8}}}":         "/networkPolicy/from",
+		"updateStrategy: {type: Recreate}":                             "/updateStrategy/type",
+		"hostNetwork: false":                                           "hostNetwork",
+		"podMonitor: {enabled: true}\nserviceMonitor: {enabled: true}": "podMonitor.enabled and serviceMonitor.enabled",
+		"service: {enabled: false}\nserviceMonitor: {enabled: true}":   "serviceMonitor.enabled needs service.enabled",
+		"webConfig: {tlsSecret: cert}":                                 "webConfig.secret",
+	} {
+		_, err := render(loadChart(t), release, namespace, values)
+		if err == nil {
+			t.Errorf("%q is taken", values)
+		} else if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: the message does not name %s: %v", values, want, err)
+		}
+	}
+}
+
+// TestSchema holds that the schema has no value which values.yaml does not show.
+func TestSchema(t *testing.T) {
+	var schema struct {
+		Properties map[string]any `json:"properties"`
+	}
+	if err := yaml.Unmarshal(loadChart(t).Schema, &schema); err != nil {
+		t.Fatal(err)
+	}
+	known := slices.Sorted(maps.Keys(schema.Properties))
+	given := slices.Sorted(maps.Keys(loadChart(t).Values))
+	// What only a parent chart sets.
+	given = append(given, "enabled", "global")
+	slices.Sort(given)
+	if !slices.Equal(known, given) {
+		t.Errorf("the schema has %v, values.yaml %v", known, given)
+	}
+}
+
+// TestPackage holds that what helm package makes gives the same objects.
+func TestPackage(t *testing.T) {
+	c := loadChart(t)
+	archive, err := chartutil.Save(c, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "timewait-exporter-" + c.Metadata.Version + ".tgz"; filepath.Base(archive) != want {
+		t.Errorf("the package is %s, want %s", filepath.Base(archive), want)
+	}
+	packed, err := loader.Load(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := render(packed, release, namespace, everything)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := render(c, release, namespace, everything)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, want) {
+		t.Error("the package gives other objects than the folder")
+	}
+	// A release is kept in a Secret, which holds a megabyte.
+	if info, err := os.Stat(archive); err != nil || info.Size() > 256<<10 {
+		t.Errorf("the package has %d bytes (%v)", info.Size(), err)
+	}
+}
+
+// TestSubchart holds that a parent chart can switch it on and off, with what Helm
+// adds to the values of a subchart.
+func TestSubchart(t *testing.T) {
+	for _, enabled := range []bool{true, false} {
+		c := loadChart(t)
+		parent := &chart.Chart{Metadata: &chart.Metadata{
+			APIVersion: chart.APIVersionV2, Name: "parent", Version: "1.0.0",
+			Dependencies: []*chart.Dependency{{Name: c.Name(), Version: c.Metadata.Version, Condition: c.Name() + ".enabled"}},
+		}}
+		parent.AddDependency(c)
+		objects, err := render(parent, release, namespace, fmt.Sprintf("global: {imageRegistry: x}\ntimewait-exporter: {enabled: %t}", enabled))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (len(objects) > 0) != enabled {
+			t.Errorf("enabled: %t gives %d objects", enabled, len(objects))
+		}
+	}
+}
+
+// TestLongNames holds that a long release name gives names which Kubernetes takes.
+func TestLongNames(t *testing.T) {
+	objects, err := render(loadChart(t), strings.Repeat("a", 53), namespace, everything)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := decode(objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for i, object := range c.all {
+		// Only a Service's name is bound to 63 characters.
+		problems := validation.NameIsDNSSubdomain(object.GetName(), false)
+		if c.kinds[i] == "Service" {
+			problems = validation.NameIsDNS1035Label(object.GetName(), false)
+		}
+		for _, problem := range problems {
+			t.Errorf("%s %s: %s", c.kinds[i], object.GetName(), problem)
+		}
+		names[c.kinds[i]+object.GetName()] = true
+	}
+	if len(names) != len(c.all) {
+		t.Errorf("%d objects have %d names", len(c.all), len(names))
+	}
+}
+
+// jobPattern returns the pattern of job names in the alerts, as Prometheus
+// matches it.
+func jobPattern(t *testing.T) *regexp.Regexp {
+	t.Helper()
+	found := regexp.MustCompile(`up\{job=~"([^"]+)"\}`).FindStringSubmatch(readFile(t, "deploy/prometheus/timewait_exporter.alerts.yml"))
+	if found == nil {
+		t.Fatal("no alert selects a job")
+	}
+	return regexp.MustCompile("^(?:" + found[1] + ")$")
+}
+
+// readFile returns the text of a file of the repository.
+func readFile(t testing.TB, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(host.Checkout(t), path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// glob returns the paths of files of the repository.
+func glob(t testing.TB, pattern string) []string {
+	t.Helper()
+	root := host.Checkout(t)
+	found, err := filepath.Glob(filepath.Join(root, pattern))
+	if err != nil || len(found) == 0 {
+		t.Fatalf("%s: found nothing (%v)", pattern, err)
+	}
+	for i := range found {
+		found[i], _ = filepath.Rel(root, found[i])
+	}
+	return found
+}

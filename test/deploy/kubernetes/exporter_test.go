@@ -1,0 +1,180 @@
+package kubernetes
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	core "k8s.io/api/core/v1"
+
+	"timewait_exporter/test/deploy/host"
+)
+
+// exporter builds the program and returns its path.
+func exporter(t testing.TB) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "timewait_exporter")
+	host.Run(t, host.Checkout(t), "go", "build", "-o", program, "./cmd/timewait_exporter")
+	return program
+}
+
+// knownFlags returns the flags in the program's --help.
+func knownFlags(t testing.TB) map[string]bool {
+	t.Helper()
+	flags := map[string]bool{}
+	for _, found := range regexp.MustCompile(`(?m)^ +(?:-\w, )?--(\[no-\])?([\w.-]+)`).FindAllStringSubmatch(host.Run(t, "", exporter(t), "--help"), -1) {
+		flags["--"+found[2]] = true
+		if found[1] != "" {
+			flags["--no-"+found[2]] = true
+		}
+	}
+	if !flags["--web.listen-address"] || !flags["--no-collector.remote-ips"] {
+		t.Fatalf("flags are %v", flags)
+	}
+	return flags
+}
+
+// TestRun runs the program as the chart would and asks what probes and Prometheus
+// ask.
+func TestRun(t *testing.T) {
+	program := exporter(t)
+
+	t.Run("plain", func(t *testing.T) {
+		port := freePort(t)
+		c := install(t, fmt.Sprintf("port: %d\nlistenOnAllInterfaces: false\nextraArgs: [--collector.source=auto, --collector.remotes=10]", port))
+		_, container := c.pod(t)
+		start(t, program, container, "")
+		address := fmt.Sprintf("http://127.0.0.1:%d", port)
+		for _, path := range []string{container.ReadinessProbe.HTTPGet.Path, container.LivenessProbe.HTTPGet.Path, "/metrics"} {
+			status, _ := eventually(t, http.DefaultClient, address+path)
+			if status != http.StatusOK {
+				t.Errorf("%s answers %d", path, status)
+			}
+		}
+	})
+
+	t.Run("tls", func(t *testing.T) {
+		port := freePort(t)
+		c := install(t, fmt.Sprintf("port: %d\nlistenOnAllInterfaces: false\n%s", port, tls))
+		pod, container := c.pod(t)
+		secrets, client := makeSecrets(t)
+		dir := t.TempDir()
+		for _, source := range pod.Spec.Volumes[0].Projected.Sources {
+			files := secrets[source.Secret.Name]
+			if source.Secret.Items != nil {
+				files = map[string]string{}
+				for _, item := range source.Secret.Items {
+					files[item.Path] = secrets[source.Secret.Name][item.Key]
+				}
+			}
+			for name, text := range files {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		start(t, program, container, dir)
+		address := fmt.Sprintf("https://%s127.0.0.1:%d/metrics", "prometheus:secret@", port)
+		if status, body := eventually(t, client, address); status != http.StatusOK || !strings.Contains(body, "timewait_exporter_netns_info") {
+			t.Errorf("with the password it answers %d", status)
+		}
+		// What the chart's probe would meet, were it not a TCP probe.
+		if status, _ := eventually(t, client, strings.Replace(address, "prometheus:secret@", "", 1)); status != http.StatusUnauthorized {
+			t.Errorf("without the password it answers %d", status)
+		}
+	})
+}
+
+// start runs the program with the container's arguments, as the kubelet does on a
+// node whose address is 127.0.0.1. dir stands for the container's volume.
+func start(t *testing.T, program string, container core.Container, dir string) {
+	t.Helper()
+	var args []string
+	for _, arg := range container.Args {
+		for _, env := range container.Env {
+			arg = strings.ReplaceAll(arg, "$("+env.Name+")", "127.0.0.1")
+		}
+		for _, mount := range container.VolumeMounts {
+			arg = strings.ReplaceAll(arg, mount.MountPath+"/", dir+"/")
+		}
+		args = append(args, arg)
+	}
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	var log strings.Builder
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// The test's context, which has ended, has killed it.
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%q wrote:\n%s", cmd.Args, &log)
+		}
+	})
+}
+
+// makeSecrets returns the Secrets of the values tls, and a client that trusts the
+// certificate in them. The password is the one of the README, "secret".
+func makeSecrets(t *testing.T) (map[string]map[string]string, *http.Client) {
+	t.Helper()
+	server := httptest.NewTLSServer(nil)
+	t.Cleanup(server.Close)
+	key, err := x509.MarshalPKCS8PrivateKey(server.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]map[string]string{
+		"web": {"web.yml": `
+tls_server_config: {cert_file: tls.crt, key_file: tls.key}
+basic_auth_users:
+  prometheus: $2y$10$h//qJblJ.4V.tSmQHqCxVu8z8818gKfUHAbLXzuSAhxZ9pGm1EcVe
+`},
+		"cert": {
+			"tls.crt": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.TLS.Certificates[0].Certificate[0]})),
+			"tls.key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
+		},
+	}, server.Client()
+}
+
+// eventually asks until something answers.
+func eventually(t *testing.T, client *http.Client, url string) (status int, body string) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		var response *http.Response
+		if response, err = client.Get(url); err != nil {
+			continue
+		}
+		text, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode, string(text)
+	}
+	t.Fatal(err)
+	return 0, ""
+}
+
+// freePort returns a port of 127.0.0.1 that nobody has at the moment.
+func freePort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
+}
