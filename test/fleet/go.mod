@@ -1,0 +1,3 @@
+module timewait_exporter/test/fleet
+
+go 1.26.8
