@@ -5,27 +5,70 @@ TOOLS := $(CURDIR)/.tools/bin
 
 GOLANGCI         := $(TOOLS)/golangci-lint
 GOLANGCI_VERSION := v2.15.0
+NFPM             := $(TOOLS)/nfpm
+CYCLONEDX        := $(TOOLS)/cyclonedx-gomod
 
-VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# A semantic version: 1.2.3 at its tag, 1.2.3+5.gHASH five commits later, and before the
+# first tag 0.0.0-TIME.gHASH.
+VERSION  ?= $(or $(shell git describe --tags --match 'v[0-9]*' --long --abbrev=12 --dirty=.dirty 2>/dev/null | \
+		sed -E 's/^v//; s/-0-g[0-9a-f]+$$//; s/-([0-9]+)-g/+\1.g/'), \
+	0.0.0-$(shell TZ=UTC git show -s --date=format-local:%Y%m%d%H%M%S --format=%cd 2>/dev/null || echo 0).g$(shell \
+		git describe --always --exclude='*' --abbrev=12 --dirty=.dirty 2>/dev/null))
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 BRANCH   ?= $(shell git rev-parse --abbrev-ref HEAD 2>/dev/null || echo unknown)
 VERSION_PKG := github.com/prometheus/common/version
-LDFLAGS  := -s -w -X $(VERSION_PKG).Version=$(VERSION) -X $(VERSION_PKG).Revision=$(REVISION) -X $(VERSION_PKG).Branch=$(BRANCH)
+LDFLAGS   = -s -w -X $(VERSION_PKG).Version=$(VERSION) -X $(VERSION_PKG).Revision=$(REVISION) -X $(VERSION_PKG).Branch=$(BRANCH)
+GO_BUILD  = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+
+# What a release is built for, as Go calls it, and what its tarballs hold beside program
+# and license.
+ARCHS     ?= amd64 arm64 386 riscv64 s390x
+DOCUMENTS := README.md CHANGELOG.md $(wildcard deploy/systemd/* deploy/prometheus/timewait_exporter.*.yml dashboards/*.json)
 
 # Modules beside the product's, whose tests need no servers.
-MODULES := test/bench dashboards/generator
+MODULES := test/bench test/fleet dashboards/generator deploy/compose/demo
 
-# The test of prometheus.kubernetes.yml needs the Kubernetes discovery.
-PROMETHEUS_TAGS := remove_all_sd,enable_kubernetes_sd
-RULES           := $(wildcard deploy/prometheus/timewait_exporter.*.yml)
-RULE_TESTS      := $(wildcard deploy/prometheus/tests/*.yml)
+RULES      := $(wildcard deploy/prometheus/timewait_exporter.*.yml)
+RULE_TESTS := $(wildcard deploy/prometheus/tests/*.yml)
 
-.PHONY: all build test lint fuzz e2e e2e-tools rules dashboards pictures bench docs clean
+.PHONY: all build test lint fuzz tools e2e e2e-tools rules deploy-test dashboards docs chart pictures bench fleet release clean
 
 all: lint test build
 
 build:
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o timewait_exporter ./cmd/timewait_exporter
+	$(GO_BUILD) -o timewait_exporter ./cmd/timewait_exporter
+
+# A release in dist: for each architecture a tarball, a deb and an rpm; the modules in them
+# (CycloneDX); checksums. The same commit and Go give the same bytes in any directory.
+release: BRANCH := HEAD
+release: export SOURCE_DATE_EPOCH ?= $(shell git show -s --format=%ct 2>/dev/null || echo 0)
+release: build $(NFPM) $(CYCLONEDX)
+	rm -rf dist
+	mkdir -p dist/build
+	deploy/packages/generate ./timewait_exporter '$(VERSION)' dist/build
+	@set -e; for arch in $(ARCHS); do \
+		top=timewait_exporter-$(VERSION).linux-$$arch; \
+		echo "== $$top"; \
+		mkdir dist/build/$$top; \
+		GOOS=linux GOARCH=$$arch $(GO_BUILD) -o dist/build/$$top/timewait_exporter ./cmd/timewait_exporter; \
+		cp --parents $(DOCUMENTS) dist/build/$$top; \
+		cp dist/build/LICENSE dist/build/$$top; \
+		tar -C dist/build -I 'gzip -9n' --format=ustar --sort=name --mtime=@$$SOURCE_DATE_EPOCH \
+			--owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX -cf dist/$$top.tar.gz $$top; \
+		for packager in deb rpm; do \
+			VERSION=$(VERSION) ARCH=$$arch $(NFPM) package --config deploy/packages/nfpm.yaml --packager $$packager --target dist; \
+		done; \
+	done
+	$(CYCLONEDX) bin -json -std -short-purls -noserial -notimestamp -version v$(VERSION) \
+		-output dist/timewait_exporter-$(VERSION).cdx.json dist/build/timewait_exporter-$(VERSION).linux-$(firstword $(ARCHS))/timewait_exporter
+	cd dist && export LC_ALL=C && sha256sum -- *.tar.gz *.deb *.rpm *.json >sha256sums.txt
+
+$(NFPM): test/deploy/tools/nfpm/go.mod
+	go -C $(<D) build -trimpath -buildvcs=false -o $(TOOLS)/ github.com/goreleaser/nfpm/v2/cmd/nfpm
+
+# The SBOM has a hash of this program, so it has to be the same everywhere too.
+$(CYCLONEDX): test/deploy/tools/cyclonedx-gomod/go.mod
+	go -C $(<D) build -trimpath -buildvcs=false -o $(TOOLS)/ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 
 # The tests on the real kernel make network namespaces of their own; as an ordinary
 # user they need user namespaces.
@@ -39,7 +82,7 @@ test:
 	go -C test/dashboards test $(TESTFLAGS) -skip 'TestQueries|TestPictures' ./...
 
 lint: $(GOLANGCI)
-	@set -e; for m in . $(MODULES) test/e2e test/dashboards; do \
+	@set -e; for m in . $(MODULES) test/e2e test/dashboards test/deploy test/deploy/kubernetes; do \
 		echo "== golangci-lint $$m"; (cd $$m && $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...); done
 
 $(GOLANGCI):
@@ -50,16 +93,19 @@ fuzz:
 	@set -e; for f in FuzzParseRow FuzzTable FuzzReply; do \
 		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./collector/tcptable; done
 
-# Prometheus, Alertmanager and pint, each from a module of its own.
+tools: $(GOLANGCI) $(NFPM) $(CYCLONEDX) e2e-tools
+
+# Prometheus (without service discovery, most of its code), Alertmanager and pint, each
+# from a module of its own.
 e2e-tools:
-	go -C test/e2e/tools/prometheus build -tags $(PROMETHEUS_TAGS) -o $(TOOLS)/ \
+	go -C test/e2e/tools/prometheus build -tags remove_all_sd -o $(TOOLS)/ \
 		github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
 	go -C test/e2e/tools/alertmanager build -o $(TOOLS)/ \
 		github.com/prometheus/alertmanager/cmd/alertmanager github.com/prometheus/alertmanager/cmd/amtool
 	go -C test/e2e/tools/pint build -o $(TOOLS)/ github.com/cloudflare/pint/cmd/pint
 
 # Rules and configurations with the newest promtool and, where it is installed, that
-# of the oldest Prometheus they are for.
+# of the oldest Prometheus they are for, which knows Kubernetes too.
 rules: e2e-tools
 	@set -e; for promtool in $(TOOLS)/promtool $$(command -v promtool || true); do \
 		echo "== $$($$promtool --version 2>&1 | head -n 1)"; \
@@ -67,7 +113,7 @@ rules: e2e-tools
 		$$promtool test rules $(RULE_TESTS); \
 		$$promtool check config deploy/prometheus/prometheus.yml deploy/prometheus/prometheus.file_sd.yml; \
 	done
-	$(TOOLS)/promtool check config deploy/prometheus/prometheus.kubernetes.yml
+	if command -v promtool; then promtool check config deploy/prometheus/prometheus.kubernetes.yml; fi
 	$(TOOLS)/pint --offline --config deploy/prometheus/pint.hcl lint $(RULES)
 	$(TOOLS)/amtool check-config deploy/alertmanager/alertmanager.yml
 
@@ -76,6 +122,13 @@ rules: e2e-tools
 e2e: rules
 	go -C test/e2e test -v -count=1 -timeout 6m .
 	PATH="$(TOOLS):$$PATH" go -C test/dashboards test -v -count=1 -timeout 10m -run TestQueries ./...
+
+# Units, packages, image, chart, compose file and release: built, installed, started and
+# removed. Most of it needs root. (vet would go through all of Kubernetes; lint does it.)
+deploy-test: $(NFPM) $(CYCLONEDX)
+	go -C test/deploy vet ./...
+	go -C test/deploy test -v -count=1 -timeout 15m ./...
+	go -C test/deploy/kubernetes test -v -count=1 -vet=off .
 
 # The dashboards' JSON from their Go code and the alerts' thresholds.
 dashboards:
@@ -94,5 +147,15 @@ bench:
 docs:
 	go test -run '^TestMetricsDoc$$' ./collector -update
 
+# The Helm chart's copies of rules and dashboards, and the plain manifests it renders.
+chart:
+	rm -f deploy/helm/timewait-exporter/files/*
+	cp deploy/prometheus/timewait_exporter.*.yml dashboards/*.json deploy/helm/timewait-exporter/files/
+	go -C test/deploy/kubernetes test -vet=off -count=1 -run '^TestManifests$$' . -update
+
+# What 1,000 simulated hosts cost a Prometheus.
+fleet: e2e-tools
+	go -C test/fleet run . -hosts 1000
+
 clean:
-	rm -rf timewait_exporter .tools
+	rm -rf timewait_exporter dist .tools
