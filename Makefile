@@ -28,8 +28,10 @@ DOCUMENTS := README.md CHANGELOG.md $(wildcard deploy/systemd/* deploy/prometheu
 # Modules beside the product's, whose tests need no servers.
 MODULES := test/bench test/fleet dashboards/generator deploy/compose/demo
 
-RULES      := $(wildcard deploy/prometheus/timewait_exporter.*.yml)
-RULE_TESTS := $(wildcard deploy/prometheus/tests/*.yml)
+# The test of prometheus.kubernetes.yml needs the Kubernetes discovery.
+PROMETHEUS_TAGS := remove_all_sd,enable_kubernetes_sd
+RULES           := $(wildcard deploy/prometheus/timewait_exporter.*.yml)
+RULE_TESTS      := $(wildcard deploy/prometheus/tests/*.yml)
 
 .PHONY: all build test lint fuzz tools e2e e2e-tools rules deploy-test dashboards docs chart pictures bench fleet release clean
 
@@ -64,21 +66,18 @@ release: build $(NFPM) $(CYCLONEDX)
 	cd dist && export LC_ALL=C && sha256sum -- *.tar.gz *.deb *.rpm *.json >sha256sums.txt
 
 $(NFPM): test/deploy/tools/nfpm/go.mod
-	go -C $(<D) build -trimpath -buildvcs=false -o $(TOOLS)/ github.com/goreleaser/nfpm/v2/cmd/nfpm
+	CGO_ENABLED=0 go -C $(<D) build -trimpath -buildvcs=false -o $(TOOLS)/ github.com/goreleaser/nfpm/v2/cmd/nfpm
 
 # The SBOM has a hash of this program, so it has to be the same everywhere too.
 $(CYCLONEDX): test/deploy/tools/cyclonedx-gomod/go.mod
-	go -C $(<D) build -trimpath -buildvcs=false -o $(TOOLS)/ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+	CGO_ENABLED=0 go -C $(<D) build -trimpath -buildvcs=false -o $(TOOLS)/ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 
 # The tests on the real kernel make network namespaces of their own; as an ordinary
 # user they need user namespaces.
 test:
-	go vet ./...
 	go test $(TESTFLAGS) -timeout 15m ./...
-	@set -e; for m in $(MODULES); do echo "== $$m"; go -C $$m vet ./...; go -C $$m test $(TESTFLAGS) ./...; done
-	go -C test/e2e vet ./...
+	@set -e; for m in $(MODULES); do echo "== $$m"; go -C $$m test $(TESTFLAGS) ./...; done
 	go -C test/e2e test $(TESTFLAGS) ./rules ./contract
-	go -C test/dashboards vet ./...
 	go -C test/dashboards test $(TESTFLAGS) -skip 'TestQueries|TestPictures' ./...
 
 lint: $(GOLANGCI)
@@ -95,17 +94,16 @@ fuzz:
 
 tools: $(GOLANGCI) $(NFPM) $(CYCLONEDX) e2e-tools
 
-# Prometheus (without service discovery, most of its code), Alertmanager and pint, each
-# from a module of its own.
+# Prometheus, Alertmanager and pint, each from a module of its own.
 e2e-tools:
-	go -C test/e2e/tools/prometheus build -tags remove_all_sd -o $(TOOLS)/ \
+	go -C test/e2e/tools/prometheus build -tags $(PROMETHEUS_TAGS) -o $(TOOLS)/ \
 		github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
 	go -C test/e2e/tools/alertmanager build -o $(TOOLS)/ \
 		github.com/prometheus/alertmanager/cmd/alertmanager github.com/prometheus/alertmanager/cmd/amtool
 	go -C test/e2e/tools/pint build -o $(TOOLS)/ github.com/cloudflare/pint/cmd/pint
 
 # Rules and configurations with the newest promtool and, where it is installed, that
-# of the oldest Prometheus they are for, which knows Kubernetes too.
+# of the oldest Prometheus they are for.
 rules: e2e-tools
 	@set -e; for promtool in $(TOOLS)/promtool $$(command -v promtool || true); do \
 		echo "== $$($$promtool --version 2>&1 | head -n 1)"; \
@@ -113,7 +111,7 @@ rules: e2e-tools
 		$$promtool test rules $(RULE_TESTS); \
 		$$promtool check config deploy/prometheus/prometheus.yml deploy/prometheus/prometheus.file_sd.yml; \
 	done
-	if command -v promtool; then promtool check config deploy/prometheus/prometheus.kubernetes.yml; fi
+	$(TOOLS)/promtool check config deploy/prometheus/prometheus.kubernetes.yml
 	$(TOOLS)/pint --offline --config deploy/prometheus/pint.hcl lint $(RULES)
 	$(TOOLS)/amtool check-config deploy/alertmanager/alertmanager.yml
 
@@ -124,9 +122,8 @@ e2e: rules
 	PATH="$(TOOLS):$$PATH" go -C test/dashboards test -v -count=1 -timeout 10m -run TestQueries ./...
 
 # Units, packages, image, chart, compose file and release: built, installed, started and
-# removed. Most of it needs root. (vet would go through all of Kubernetes; lint does it.)
+# removed. Most of it needs root.
 deploy-test: $(NFPM) $(CYCLONEDX)
-	go -C test/deploy vet ./...
 	go -C test/deploy test -v -count=1 -timeout 15m ./...
 	go -C test/deploy/kubernetes test -v -count=1 -vet=off .
 
