@@ -94,13 +94,14 @@ fuzz:
 
 tools: $(GOLANGCI) $(NFPM) $(CYCLONEDX) e2e-tools
 
-# Prometheus, Alertmanager and pint, each from a module of its own.
+# pint is built of Prometheus's code. Alertmanager can't be in one module with it; that
+# has the same versions of what both need, so that it is compiled once.
 e2e-tools:
 	go -C test/e2e/tools/prometheus build -tags $(PROMETHEUS_TAGS) -o $(TOOLS)/ \
-		github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool
+		github.com/prometheus/prometheus/cmd/prometheus github.com/prometheus/prometheus/cmd/promtool \
+		github.com/cloudflare/pint/cmd/pint
 	go -C test/e2e/tools/alertmanager build -o $(TOOLS)/ \
 		github.com/prometheus/alertmanager/cmd/alertmanager github.com/prometheus/alertmanager/cmd/amtool
-	go -C test/e2e/tools/pint build -o $(TOOLS)/ github.com/cloudflare/pint/cmd/pint
 
 # Rules and configurations with the newest promtool and, where it is installed, that
 # of the oldest Prometheus they are for.
