@@ -111,7 +111,7 @@ func (m *machine) written(t *testing.T) []string {
 			return err
 		}
 		path = strings.TrimPrefix(path, m.layer)
-		if slices.Contains([]string{"/var/lib/dpkg", "/var/lib/apt", "/var/lib/rpm", "/root/.rpmdb", "/var/cache", "/var/log"}, path) {
+		if slices.Contains([]string{"/var/lib/dpkg", "/var/lib/apt", "/var/lib/rpm", os.Getenv("HOME") + "/.rpmdb", "/var/cache", "/var/log"}, path) {
 			return fs.SkipDir
 		}
 		if entry.IsDir() {
