@@ -20,14 +20,6 @@ import (
 	"timewait_exporter/test/deploy/host"
 )
 
-// build returns the path of a program of this repository.
-func build(t *testing.T, module, pkg string) string {
-	t.Helper()
-	program := filepath.Join(t.TempDir(), "program")
-	host.Run(t, filepath.Join(host.Checkout(t), module), "go", "build", "-o", program, pkg)
-	return program
-}
-
 // start runs a program until the test ends, and shows what it said if that has failed.
 func start(t *testing.T, program string, args ...string) {
 	t.Helper()
@@ -61,7 +53,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestBugs(t *testing.T) {
 	host.NeedsRoot(t)
 	host.Needs(t, "ip", "curl")
-	demo, exporter := build(t, "deploy/compose/demo", "."), build(t, ".", "./cmd/timewait_exporter")
+	demo, exporter := host.Build(t, "deploy/compose/demo", "."), host.Build(t, ".", "./cmd/timewait_exporter")
 
 	// The thread is in a network namespace of its own, as is what it starts, until the
 	// test ends and the thread with it.
@@ -96,7 +88,7 @@ func TestPooled(t *testing.T) {
 	}
 	server.Start()
 	t.Cleanup(server.Close)
-	start(t, build(t, "deploy/compose/demo", "."), "client", "-pooled", "-rate=100", server.URL)
+	start(t, host.Build(t, "deploy/compose/demo", "."), "client", "-pooled", "-rate=100", server.URL)
 	eventually(t, "50 requests", func() bool { return requests.Load() >= 50 })
 	if n := connections.Load(); n != 1 {
 		t.Errorf("%d connections", n)

@@ -3,14 +3,12 @@
 package image
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"debug/elf"
 	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,7 +97,7 @@ ENV PATH=/goroot/bin:/usr/bin GOPATH=/go GOCACHE=/gocache GOTOOLCHAIN=local GOPR
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	base := regexp.MustCompile(`(?m)^FROM .*(docker\.io/library/golang:\S+) AS`).FindStringSubmatch(read(t, filepath.Join(host.Checkout(t), "Dockerfile")))
+	base := regexp.MustCompile(`(?m)^FROM .*(docker\.io/library/golang:\S+) AS`).FindStringSubmatch(host.Read(t, filepath.Join(host.Checkout(t), "Dockerfile")))
 	if base == nil {
 		t.Fatal("the Dockerfile builds from no image of Go")
 	}
@@ -205,12 +203,12 @@ func (p podman) checkRun(t *testing.T, image, source string) {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	address := listenAddress(io.TeeReader(output, &log))
+	address := host.ListenAddress(io.TeeReader(output, &log))
 	if address == "" {
 		t.Fatalf("it does not listen: %v\n%s", cmd.Wait(), &log)
 	}
 
-	body := get(t, "http://"+address+"/metrics")
+	body := host.Get(t, "http://"+address+"/metrics")
 	host.CheckMetrics(t, body, source)
 	_, port, err := net.SplitHostPort(listener.Addr().String())
 	if err != nil {
@@ -223,8 +221,8 @@ func (p podman) checkRun(t *testing.T, image, source string) {
 		t.Errorf("not %s in\n%s", build, body)
 	}
 	proc := "/proc/" + strings.TrimSpace(p.run(t, "inspect", "--format={{.State.Pid}}", source))
-	host.CheckRights(t, read(t, proc+"/status"), "65534")
-	if mounts := read(t, proc+"/mounts"); !regexp.MustCompile(`(?m)^\S+ / \S+ ro,`).MatchString(mounts) {
+	host.CheckRights(t, host.Read(t, proc+"/status"), "65534")
+	if mounts := host.Read(t, proc+"/mounts"); !regexp.MustCompile(`(?m)^\S+ / \S+ ro,`).MatchString(mounts) {
 		t.Errorf("the root is not read-only in\n%s", mounts)
 	}
 
@@ -237,40 +235,4 @@ func (p podman) checkRun(t *testing.T, image, source string) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("SIGTERM: %v\n%s", err, &log)
 	}
-}
-
-// listenAddress returns where the exporter that writes the log listens, or nothing
-// when the log ends before.
-func listenAddress(log io.Reader) string {
-	says := regexp.MustCompile(`msg="Listening on" address=(\S+)`)
-	for lines := bufio.NewScanner(log); lines.Scan(); {
-		if address := says.FindStringSubmatch(lines.Text()); address != nil {
-			return address[1]
-		}
-	}
-	return ""
-}
-
-func get(t *testing.T, url string) string {
-	t.Helper()
-	client := http.Client{Timeout: patience}
-	response, err := client.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil || response.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %s %v\n%s", url, response.Status, err, body)
-	}
-	return string(body)
-}
-
-func read(t *testing.T, path string) string {
-	t.Helper()
-	content, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(content)
 }

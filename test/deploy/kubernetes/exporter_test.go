@@ -21,19 +21,11 @@ import (
 	"timewait_exporter/test/deploy/host"
 )
 
-// exporter builds the program and returns its path.
-func exporter(t testing.TB) string {
-	t.Helper()
-	program := filepath.Join(t.TempDir(), "timewait_exporter")
-	host.Run(t, host.Checkout(t), "go", "build", "-o", program, "./cmd/timewait_exporter")
-	return program
-}
-
 // knownFlags returns the flags in the program's --help.
 func knownFlags(t testing.TB) map[string]bool {
 	t.Helper()
 	flags := map[string]bool{}
-	for _, found := range regexp.MustCompile(`(?m)^ +(?:-\w, )?--(\[no-\])?([\w.-]+)`).FindAllStringSubmatch(host.Run(t, "", exporter(t), "--help"), -1) {
+	for _, found := range regexp.MustCompile(`(?m)^ +(?:-\w, )?--(\[no-\])?([\w.-]+)`).FindAllStringSubmatch(host.Run(t, "", host.Build(t, ".", "./cmd/timewait_exporter"), "--help"), -1) {
 		flags["--"+found[2]] = true
 		if found[1] != "" {
 			flags["--no-"+found[2]] = true
@@ -48,7 +40,7 @@ func knownFlags(t testing.TB) map[string]bool {
 // TestRun runs the program as the chart would and asks what probes and Prometheus
 // ask.
 func TestRun(t *testing.T) {
-	program := exporter(t)
+	program := host.Build(t, ".", "./cmd/timewait_exporter")
 
 	t.Run("plain", func(t *testing.T) {
 		port := freePort(t)

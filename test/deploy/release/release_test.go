@@ -3,7 +3,6 @@
 package release
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"debug/buildinfo"
@@ -12,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,7 +90,7 @@ func TestRelease(t *testing.T) {
 			t.Errorf("dist has\n%s\n\nand should have\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 		host.Run(t, dist, "sha256sum", "--check", "--strict", "sha256sums.txt")
-		if lines := strings.Count(read(t, filepath.Join(dist, "sha256sums.txt")), "\n"); lines != len(want)-2 {
+		if lines := strings.Count(host.Read(t, filepath.Join(dist, "sha256sums.txt")), "\n"); lines != len(want)-2 {
 			t.Errorf("sha256sums.txt has %d files", lines)
 		}
 	})
@@ -114,7 +112,7 @@ func TestRelease(t *testing.T) {
 				continue
 			}
 			for _, name := range append(a.files(), sbom) {
-				if read(t, filepath.Join(dist, name)) != read(t, filepath.Join(again, "dist", name)) {
+				if host.Read(t, filepath.Join(dist, name)) != host.Read(t, filepath.Join(again, "dist", name)) {
 					t.Errorf("%s is not the same", name)
 				}
 			}
@@ -134,7 +132,7 @@ func TestRelease(t *testing.T) {
 			} `json:"metadata"`
 			Components []component `json:"components"`
 		}
-		if err := json.Unmarshal([]byte(read(t, filepath.Join(dist, sbom))), &bom); err != nil {
+		if err := json.Unmarshal([]byte(host.Read(t, filepath.Join(dist, sbom))), &bom); err != nil {
 			t.Fatal(err)
 		}
 		if c := bom.Metadata.Component; bom.Format != "CycloneDX" || c.Name != "timewait_exporter" || c.Version != "v"+version {
@@ -308,9 +306,6 @@ func swapWords(t *testing.T, table string) {
 	}
 }
 
-// listening is the exporter's log line with the address that the kernel chose.
-var listening = regexp.MustCompile(`msg="Listening on" address=(\S+)`)
-
 // scrape returns the samples of the kernel's metrics that the program exports of a
 // proc file system.
 func scrape(t *testing.T, command []string, proc string) []string {
@@ -329,40 +324,17 @@ func scrape(t *testing.T, command []string, proc string) []string {
 	}
 
 	var logged strings.Builder
-	for lines := bufio.NewScanner(stderr); lines.Scan(); {
-		fmt.Fprintln(&logged, lines.Text())
-		match := listening.FindStringSubmatch(lines.Text())
-		if match == nil {
-			continue
-		}
-		resp, err := http.Get("http://" + match[1] + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode != http.StatusOK {
-			t.Fatalf("%s: %v\n%s", resp.Status, err, body)
-		}
-		var samples []string
-		for line := range strings.Lines(string(body)) {
-			if strings.HasPrefix(line, "tcp_") || strings.HasPrefix(line, "timewait_exporter_collector_success") {
-				samples = append(samples, strings.TrimSuffix(line, "\n"))
-			}
-		}
-		return samples
+	address := host.ListenAddress(io.TeeReader(stderr, &logged))
+	if address == "" {
+		t.Fatalf("%s does not listen:\n%s", strings.Join(command, " "), &logged)
 	}
-	t.Fatalf("%s does not listen:\n%s", strings.Join(command, " "), &logged)
-	return nil
-}
-
-func read(t *testing.T, path string) string {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
+	var samples []string
+	for line := range strings.Lines(host.Get(t, "http://"+address+"/metrics")) {
+		if strings.HasPrefix(line, "tcp_") || strings.HasPrefix(line, "timewait_exporter_collector_success") {
+			samples = append(samples, strings.TrimSuffix(line, "\n"))
+		}
 	}
-	return string(text)
+	return samples
 }
 
 // Packages of a commit must replace those of older ones, with both package managers.

@@ -52,23 +52,17 @@ func TestUnits(t *testing.T) {
 			m.want(t, service, "ActiveState=inactive Result=success ExecMainStatus=0 NRestarts=0")
 		})
 	}
-	t.Run("killed", func(t *testing.T) {
-		m.reset(t, "")
-		m.run(t, "systemctl", "start", service)
-		m.scrape(t, metrics)
-		m.run(t, "systemctl", "kill", "--signal=SIGKILL", service)
-		m.want(t, service, "ActiveState=active NRestarts=1")
-		m.scrape(t, metrics)
-	})
 	// SIGQUIT ends a Go program as a panic does.
-	t.Run("crashed", func(t *testing.T) {
-		m.reset(t, "")
-		m.run(t, "systemctl", "start", service)
-		m.scrape(t, metrics)
-		m.run(t, "systemctl", "kill", "--signal=SIGQUIT", service)
-		m.want(t, service, "ActiveState=active NRestarts=1")
-		m.scrape(t, metrics)
-	})
+	for name, signal := range map[string]string{"killed": "SIGKILL", "crashed": "SIGQUIT"} {
+		t.Run(name, func(t *testing.T) {
+			m.reset(t, "")
+			m.run(t, "systemctl", "start", service)
+			m.scrape(t, metrics)
+			m.run(t, "systemctl", "kill", "--signal="+signal, service)
+			m.want(t, service, "ActiveState=active NRestarts=1")
+			m.scrape(t, metrics)
+		})
+	}
 	t.Run("wrong flag", func(t *testing.T) {
 		m.reset(t, "--nonsense")
 		m.run(t, "systemctl", "start", service)
@@ -189,11 +183,8 @@ func (m *machine) starts(t *testing.T) int {
 // commented returns the lines of the service that are commented out and match.
 func commented(t *testing.T, pattern string) string {
 	t.Helper()
-	unit, err := os.ReadFile(filepath.Join(host.Checkout(t), "deploy/systemd", service))
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines := regexp.MustCompile(`(?m)^# +(`+pattern+`)$`).FindAllStringSubmatch(string(unit), -1)
+	unit := host.Read(t, filepath.Join(host.Checkout(t), "deploy/systemd", service))
+	lines := regexp.MustCompile(`(?m)^# +(`+pattern+`)$`).FindAllStringSubmatch(unit, -1)
 	if lines == nil {
 		t.Fatalf("no commented line in %s matches %s", service, pattern)
 	}
