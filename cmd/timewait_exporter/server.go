@@ -50,13 +50,17 @@ func newServer(cfg *config, registry *prometheus.Registry, c *collector.Collecto
 	if err != nil {
 		return nil, err
 	}
+	books, err := runbooks.Handler()
+	if err != nil {
+		return nil, err
+	}
 	s := &server{}
 	errorLog := stdlog.New(log.NewStdlibAdapter(level.Error(logger)), "", 0)
 	mux := http.NewServeMux()
 	mux.Handle("/{$}", landing)
 	mux.Handle(cfg.telemetryPath, promhttp.InstrumentMetricHandler(registry,
 		limitRequests(cfg.maxRequests, metricsHandler(registry, c, errorLog))))
-	mux.Handle(runbooks.Path, runbooks.Handler())
+	mux.Handle(runbooks.Path, books)
 	mux.HandleFunc("/-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "healthy", http.StatusOK)
 	})

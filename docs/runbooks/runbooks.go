@@ -3,7 +3,9 @@ package runbooks
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
+	"fmt"
 	"html/template"
 	"io/fs"
 	"net/http"
@@ -17,7 +19,11 @@ import (
 // Path is where Handler expects to be mounted; the alerts' runbook_url is made of it and the alert's name.
 const Path = "/runbooks/"
 
-const index = "README"
+const (
+	index = "README"
+	// missing is no name of a file: the index, told as the answer to an unknown name.
+	missing = ""
+)
 
 //go:embed *.md
 var files embed.FS
@@ -39,51 +45,69 @@ code { font-family: ui-monospace, monospace; font-size: .9em; }
 table { border-collapse: collapse; } th, td { border: 1px solid #8886; padding: .3rem .6rem; text-align: left; vertical-align: top; }
 </style>
 <nav><a href="` + Path + `">All runbooks</a></nav>
-{{with .Missing}}<p><strong>There is no runbook {{.}}.</strong></p>{{end}}
+{{if .Missing}}<p><strong>There is no such runbook.</strong></p>{{end}}
 <main>
 {{.Body}}</main>
 </html>
 `))
 
 // Handler serves the index at Path and each runbook at Path followed by the name of its alert.
-// An unknown name is answered with 404 and the index.
-func Handler() http.Handler {
+// An unknown name is answered with 404 and the index. The pages are rendered here, once:
+// they can't change while the program runs.
+func Handler() (http.Handler, error) {
+	pages, err := render()
+	if err != nil {
+		return nil, err
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// The pages link to each other's files, as a repository browser wants it.
+		name := cmp.Or(strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, Path), ".md"), index)
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+		page, ok := pages[name]
+		if !ok {
+			w.WriteHeader(http.StatusNotFound)
+			page = pages[missing]
+		}
+		_, _ = w.Write(page) // the client has gone: nobody to tell
+	}), nil
+}
+
+// render returns the page of each embedded file by its name, and the one for names
+// that have none.
+func render() (map[string][]byte, error) {
 	markdown := goldmark.New(
 		goldmark.WithExtensions(extension.Table),
 		goldmark.WithParserOptions(parser.WithAutoHeadingID()), // links go to headings
 	)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// The pages link to each other's files, as a repository browser wants it.
-		name := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, Path), ".md")
-		if name == "" {
-			name = index
-		}
-		status, missing := http.StatusOK, ""
-		source, err := fs.ReadFile(files, name+".md")
+	names, err := fs.Glob(files, "*.md")
+	if err != nil {
+		return nil, err
+	}
+	pages := make(map[string][]byte, len(names)+1)
+	add := func(name, file string) error {
+		source, err := fs.ReadFile(files, file)
 		if err != nil {
-			status, missing = http.StatusNotFound, name
-			name = index
-			source, err = fs.ReadFile(files, name+".md")
+			return err
 		}
 		var body, html bytes.Buffer
-		if err == nil {
-			err = markdown.Convert(source, &body)
+		if err := markdown.Convert(source, &body); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
 		}
-		if err == nil {
-			err = page.Execute(&html, struct {
-				Title, Missing string
-				Body           template.HTML
-			}{title(source), missing, template.HTML(body.String())}) // #nosec G203 -- made from the embedded files
+		err = page.Execute(&html, struct {
+			Title   string
+			Missing bool
+			Body    template.HTML
+		}{title(source), name == missing, template.HTML(body.String())}) // #nosec G203 -- made from the embedded files
+		pages[name] = html.Bytes()
+		return err
+	}
+	for _, file := range names {
+		if err := add(strings.TrimSuffix(file, ".md"), file); err != nil {
+			return nil, err
 		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-		w.WriteHeader(status)
-		_, _ = w.Write(html.Bytes()) // the client has gone: nobody to tell
-	})
+	}
+	return pages, add(missing, index+".md")
 }
 
 // title returns the text of the heading that every page begins with.

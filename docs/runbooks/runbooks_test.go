@@ -12,8 +12,14 @@ import (
 
 func get(t *testing.T, path string) *httptest.ResponseRecorder {
 	t.Helper()
+	handler, err := Handler()
+	if err != nil {
+		t.Fatal(err)
+	}
 	w := httptest.NewRecorder()
-	Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	r := httptest.NewRequest(http.MethodGet, Path, nil)
+	r.URL.Path = path
+	handler.ServeHTTP(w, r)
 	return w
 }
 
@@ -72,19 +78,16 @@ func TestRunbook(t *testing.T) {
 
 func TestUnknownRunbook(t *testing.T) {
 	for _, name := range []string{"TCPNoSuchAlert", "../runbooks.go", "runbooks.go", "<script>"} {
-		r := httptest.NewRequest(http.MethodGet, Path, nil)
-		r.URL.Path = Path + name
-		w := httptest.NewRecorder()
-		Handler().ServeHTTP(w, r)
+		w := get(t, Path+name)
 		if w.Code != http.StatusNotFound {
 			t.Errorf("%s: status %d, want 404", name, w.Code)
 		}
 		body := w.Body.String()
-		if !strings.Contains(body, `href="TCPCloseWaitLeak.md"`) || !strings.Contains(body, "There is no runbook") {
+		if !strings.Contains(body, `href="TCPCloseWaitLeak.md"`) || !strings.Contains(body, "There is no such runbook") {
 			t.Errorf("%s: the answer is not the index:\n%.500s", name, body)
 		}
-		if strings.Contains(body, "<script>") {
-			t.Errorf("%s: the name is not escaped", name)
+		if strings.Contains(body, name) && name != "" {
+			t.Errorf("%s: the answer has the name in it", name)
 		}
 	}
 }
