@@ -33,7 +33,7 @@ PROMETHEUS_TAGS := remove_all_sd,enable_kubernetes_sd
 RULES           := $(wildcard deploy/prometheus/timewait_exporter.*.yml)
 RULE_TESTS      := $(wildcard deploy/prometheus/tests/*.yml)
 
-.PHONY: all build test lint fuzz tools e2e e2e-tools rules deploy-test dashboards docs chart pictures bench fleet release clean
+.PHONY: all build test lint fuzz tools e2e e2e-tools rules deploy-test dashboards docs chart bench fleet release clean
 
 all: lint test build
 
@@ -78,7 +78,7 @@ test:
 	go test $(TESTFLAGS) -timeout 15m ./...
 	@set -e; for m in $(MODULES); do echo "== $$m"; go -C $$m test $(TESTFLAGS) ./...; done
 	go -C test/e2e test $(TESTFLAGS) ./rules ./contract
-	go -C test/dashboards test $(TESTFLAGS) -skip 'TestQueries|TestPictures' ./...
+	go -C test/dashboards test $(TESTFLAGS) -skip TestQueries ./...
 
 lint: $(GOLANGCI)
 	@set -e; for m in . $(MODULES) test/e2e test/dashboards test/deploy test/deploy/kubernetes; do \
@@ -131,10 +131,6 @@ deploy-test: $(NFPM) $(CYCLONEDX)
 # The dashboards' JSON from their Go code and the alerts' thresholds.
 dashboards:
 	go -C dashboards/generator run .
-
-# Pictures of the dashboards, drawn from a real Prometheus's answers.
-pictures:
-	go -C test/dashboards test -count=1 -timeout 10m -run TestPictures . -args -pictures $(CURDIR)/dashboards
 
 # Go benchmarks, then real sockets in private network namespaces beside other readers.
 bench:

@@ -79,22 +79,8 @@ type panel struct {
 	Targets     []target   `json:"targets"`
 	FieldConfig struct {
 		Defaults struct {
-			Unit     string    `json:"unit"`
-			Max      *float64  `json:"max"`
-			NoValue  *string   `json:"noValue"`
-			Mappings []mapping `json:"mappings"`
-			Color    struct {
-				Mode       string `json:"mode"`
-				FixedColor string `json:"fixedColor"`
-			} `json:"color"`
-			Custom struct {
-				Stacking struct {
-					Mode string `json:"mode"`
-				} `json:"stacking"`
-				ThresholdsStyle struct {
-					Mode string `json:"mode"`
-				} `json:"thresholdsStyle"`
-			} `json:"custom"`
+			Unit       string  `json:"unit"`
+			NoValue    *string `json:"noValue"`
 			Thresholds *struct {
 				Steps []struct {
 					Value *float64 `json:"value"`
@@ -118,22 +104,10 @@ type override struct {
 	} `json:"properties"`
 }
 
-// mapping turns values into texts and colours: Options is keyed by the value, or a range.
-type mapping struct {
-	Type    string                     `json:"type"`
-	Options map[string]json.RawMessage `json:"options"`
-}
-
-type mapped struct {
-	Text  string `json:"text"`
-	Color string `json:"color"`
-}
-
 type transformation struct {
 	ID      string `json:"id"`
 	Options struct {
-		IndexByName  map[string]int    `json:"indexByName"`
-		RenameByName map[string]string `json:"renameByName"`
+		IndexByName map[string]int `json:"indexByName"`
 	} `json:"options"`
 }
 

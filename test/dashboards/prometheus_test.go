@@ -154,10 +154,7 @@ func (s series) last() float64 {
 	return s.Value.value
 }
 
-type sample struct {
-	time  float64
-	value float64
-}
+type sample struct{ value float64 }
 
 // UnmarshalJSON reads [1700000000.123,"0.5"].
 func (s *sample) UnmarshalJSON(raw []byte) error {
@@ -165,13 +162,12 @@ func (s *sample) UnmarshalJSON(raw []byte) error {
 	if err := json.Unmarshal(raw, &pair); err != nil {
 		return err
 	}
-	seconds, ok := pair[0].(float64)
-	text, isText := pair[1].(string)
-	if !ok || !isText {
+	text, ok := pair[1].(string)
+	if !ok {
 		return fmt.Errorf("%q is not a sample", raw)
 	}
 	value, err := strconv.ParseFloat(text, 64)
-	*s = sample{seconds, value}
+	s.value = value
 	return err
 }
 
