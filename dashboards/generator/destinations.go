@@ -90,7 +90,7 @@ func destinationsBoard() Board {
 					Description: "What a bind(ip, 0) on each local IP competes for: ports with any socket on them, whatever the destination. " +
 						"At 100 % it fails with \"Address already in use\". Clients that set a source address bind; IP_BIND_ADDRESS_NO_PORT spares them this.",
 					Unit: "percentunit", Width: half, Height: 8,
-					Draw:    bars().Max(1).ColorScheme(byLimit()),
+					Draw:    bars().Max(1).ColorScheme(byLimit()).DisplayName("${__field.labels.local_ip}"),
 					Queries: []Query{{Expr: `sort_desc(tcp_local_port_utilisation_ratio{@netns})`, Legend: "{{local_ip}}", Instant: true}},
 					Limits:  []string{"TCPBindPortsNearExhaustion"},
 				},
@@ -111,7 +111,7 @@ func destinationsBoard() Board {
 					Description: "How full each listener's accept queue is. At 100 % the kernel drops the next handshake and the client tries again after 1 s, 2 s, 4 s... " +
 						"A queue that is not empty for long is a program that does not call accept() fast enough.",
 					Unit: "percentunit", Width: half, Height: 9,
-					Draw:     lines(),
+					Draw:     lines().Max(1),
 					Queries:  []Query{{Expr: acceptQueueRatio, Legend: "{{local_ip}} port {{local_port}}"}},
 					Runbooks: []string{"TCPAcceptQueueNotDrained", "TCPListenQueueOverflowing"},
 				},
@@ -124,13 +124,7 @@ func destinationsBoard() Board {
 					Queries:  []Query{{Expr: `tcp_listener_unaccepted_connections{@netns}`, Legend: "port {{local_port}}"}},
 					Runbooks: []string{"TCPAcceptQueueNotDrained"},
 				},
-				{
-					Title:       "Connections per listening port",
-					Description: "All states together; \"other\" is exactly the rest (--collector.listeners). Which of our services the load is on.",
-					Unit:        "short", Width: third, Height: 8,
-					Draw:    narrow(areas()),
-					Queries: []Query{{Expr: `sum by (local_port) (tcp_listener_connections{@netns})`, Legend: "port {{local_port}}"}},
-				},
+				portsPanel(),
 				{
 					Title: "Handshakes dropped per second",
 					Description: "Overflows: the accept queue was full. Drops: any handshake thrown away, those included. A client's retry counts again. " +
@@ -193,7 +187,7 @@ func listenersPanel() Panel {
 	draw, queries := rowsOf([]string{"local_ip", "local_port"}, nil,
 		Column{Name: "waiting", Expr: `max by (local_ip, local_port) (tcp_listener_accept_queue{@netns})`, Unit: "none"},
 		Column{Name: "limit", Expr: `max by (local_ip, local_port) (tcp_listener_accept_queue_limit{@netns})`, Unit: "none"},
-		Column{Name: "full", Expr: `max by (local_ip, local_port) (` + acceptQueueRatio + `)`, Colour: blue},
+		Column{Name: "full", Expr: `max by (local_ip, local_port) (` + acceptQueueRatio + `)`, Colour: vermilion, Max: 1},
 	)
 	return Panel{
 		Title: "Which listener lets its clients wait?",
@@ -202,5 +196,25 @@ func listenersPanel() Panel {
 		Unit: "percentunit", Width: half, Height: 9,
 		Draw: draw, Queries: queries,
 		Runbooks: []string{"TCPAcceptQueueNotDrained"},
+	}
+}
+
+func portsPanel() Panel {
+	on := func(matchers string) string {
+		return `sum by (local_port) (tcp_listener_connections{@netns` + matchers + `})`
+	}
+	draw, queries := rowsOf([]string{"local_port"}, nil,
+		Column{Name: "all", Expr: on(``), Colour: blue},
+		Column{Name: "established", Expr: on(`,state="established"`), Sparse: true},
+		Column{Name: "close_wait", Expr: on(`,state="close_wait"`), Sparse: true},
+		Column{Name: "time_wait", Expr: on(`,state="time_wait"`), Sparse: true},
+		Column{Name: "syn_recv", Expr: on(`,state="syn_recv"`), Sparse: true},
+	)
+	return Panel{
+		Title: "Connections per listening port, by state",
+		Description: "Which of our services it is: all states together, and the ones that matter. Many close_wait: the program behind that port does not close. " +
+			"\"other\" is exactly the rest (--collector.listeners).",
+		Unit: "short", Width: third, Height: 8,
+		Draw: draw, Queries: queries,
 	}
 }

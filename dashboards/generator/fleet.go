@@ -85,7 +85,9 @@ func fleetBoard() Board {
 					"s",
 					Column{
 						Name: "empty in", Ascending: true,
-						Expr: `bottomk(20, min by (job, instance, netns) (instance_netns_pool:tcp_ephemeral_port_exhaustion:seconds{@jobs}))`,
+						// A pool that has no port left does not fill any more.
+						Expr: `bottomk(20, min by (job, instance, netns) (0 * (max_over_time(tcp_ephemeral_port_utilisation_ratio{@jobs}[1m]) >= 1) or ` +
+							`instance_netns_pool:tcp_ephemeral_port_exhaustion:seconds{@jobs}))`,
 					}),
 				worstPanel("Most TIME_WAITs of their limit",
 					"TIME_WAIT sockets of net.ipv4.tcp_max_tw_buckets. Past 100 % the kernel drops new ones at once. Click a machine to see who holds them.",
@@ -169,14 +171,16 @@ func toHost(netns string) dashboard.DashboardLink {
 }
 
 func fleetDestinationsPanel() Panel {
-	worst := `topk(20, job_destination:tcp_destination_port_utilisation_ratio:max{@jobs})`
+	// max by drops the recorded series' names: rows of different names are not merged.
+	row := func(expr string) string { return `max by (job, remote_ip, remote_port) (` + expr + `)` }
+	worst := row(`topk(20, job_destination:tcp_destination_port_utilisation_ratio:max{@jobs})`)
 	draw, queries := rowsOf([]string{"remote_ip", "remote_port", "job"}, nil,
 		Column{Name: "worst", Expr: worst, Limit: true},
 		Column{
-			Name: "over half", Unit: "none", Colour: orange, Sparse: true,
-			Expr: `job_destination:tcp_destination_port_utilisation_ratio:count_over_half{@jobs} and ` + worst,
+			Name: "over half", Unit: "none", Sparse: true,
+			Expr: row(`job_destination:tcp_destination_port_utilisation_ratio:count_over_half{@jobs}`) + ` and ` + worst,
 		},
-		Column{Name: "ports held", Expr: `job_destination:tcp_destination_ports_used:sum{@jobs} and ` + worst, Unit: "none"},
+		Column{Name: "ports held", Expr: row(`job_destination:tcp_destination_ports_used:sum{@jobs}`) + ` and ` + worst, Unit: "none"},
 	)
 	return Panel{
 		Title: "The worst destinations across all machines",
@@ -190,7 +194,7 @@ func fleetDestinationsPanel() Panel {
 
 func fleetRemotesPanel() Panel {
 	draw, queries := rowsOf([]string{"remote_ip", "direction", "state", "job"}, nil,
-		Column{Name: "connections", Expr: `topk(20, job_remote:tcp_remote_connections:sum{@jobs})`, Colour: blue})
+		Column{Name: "connections", Expr: `max by (job, remote_ip, direction, state) (topk(20, job_remote:tcp_remote_connections:sum{@jobs}))`, Colour: blue})
 	return Panel{
 		Title: "The largest remotes across all machines",
 		Description: "Whom the connections of all machines together come from (inbound) or go to (outbound), by state. Sums of what each machine lists among its largest remotes: " +

@@ -149,7 +149,7 @@ func hostBoard() Board {
 					Draw: bigNumber().Decimals(0).Mappings(from(day, dashboard.ValueMappingResult{Text: new("not filling"), Color: new(green)})),
 					// A pool that stands still or drains would be full after an endless time; the smallest slope keeps that a number.
 					Queries: []Query{{
-						Expr: `min(clamp_max((1 - tcp_ephemeral_port_utilisation_ratio{@netns}) / ` +
+						Expr: `min(clamp_max((1 - max_over_time(tcp_ephemeral_port_utilisation_ratio{@netns}[1m])) / ` +
 							`clamp_min(deriv(tcp_ephemeral_port_utilisation_ratio{@netns}[3m]), 1e-12), 86400))`,
 						Instant: true,
 					}},
@@ -218,8 +218,8 @@ func hostBoard() Board {
 					Title: "How near is TCP memory pressure?",
 					Description: "Memory of all sockets of the machine, of the second value of net.ipv4.tcp_mem. Past 100 % the kernel shrinks buffers and prunes queues; " +
 						"past the third value it kills connections. Queues that nobody reads, and many connections, fill it.",
-					Unit: "percentunit", Width: third, Height: 8,
-					Draw: withColours(linesWithLimits(), named{"memory", blue}),
+					Unit: "percentunit", Width: quarter, Height: 8,
+					Draw: withColours(narrow(linesWithLimits()), named{"memory", blue}),
 					Queries: []Query{{
 						Expr:   `tcp_memory_bytes{@instance} / ignoring (level) tcp_memory_limit_bytes{@instance,level="pressure"}`,
 						Legend: "memory",
@@ -231,8 +231,8 @@ func hostBoard() Board {
 					Title: "Orphans of their limit",
 					Description: "Connections that no program owns any more but whose data or FIN the peer has not yet confirmed, of net.ipv4.tcp_max_orphans. " +
 						"Past it the kernel resets them. Many orphans mean peers that vanished or do not read.",
-					Unit: "percentunit", Width: third, Height: 8,
-					Draw:    withColours(linesWithLimits(), named{"orphans", purple}),
+					Unit: "percentunit", Width: quarter, Height: 8,
+					Draw:    withColours(narrow(linesWithLimits()), named{"orphans", purple}),
 					Queries: []Query{{Expr: `tcp_orphans{@instance} / tcp_orphan_limit{@instance}`, Legend: "orphans"}},
 					Limits:  []string{"TCPOrphansNearLimit"},
 				},
@@ -284,7 +284,7 @@ func sysctlsPanel() Panel {
 		Title: "Which limits are in force?",
 		Description: "The sysctls of this namespace that decide about the above, with what each one does. " +
 			"TIME_WAIT itself lasts 60 s in Linux and has no sysctl.",
-		Unit: "none", Width: third, Height: 8,
+		Unit: "none", Width: half, Height: 8,
 		Draw: oneValueEach(), Queries: queries,
 		Runbooks: []string{"TCPTimeWaitRecycleEnabled", "TimewaitExporterSysctlsMissing"},
 	}

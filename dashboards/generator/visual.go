@@ -1,6 +1,8 @@
 package main
 
 import (
+	"math"
+
 	"github.com/grafana/grafana-foundation-sdk/go/bargauge"
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
 	"github.com/grafana/grafana-foundation-sdk/go/common"
@@ -26,8 +28,17 @@ func bigNumber() *stat.PanelBuilder {
 		JustifyMode(common.BigValueJustifyModeCenter).
 		TextMode(common.BigValueTextModeValue).
 		Orientation(common.VizOrientationAuto).
+		Mappings(absent).
 		ColorScheme(byLimit())
 }
+
+// absent makes a big number grey that nobody knows: Grafana gives it the colour of the lowest limit, here the green of all being well.
+var absent = []dashboard.ValueMapping{{SpecialValueMap: &dashboard.SpecialValueMap{
+	Type: dashboard.MappingTypeSpecialValue,
+	Options: dashboard.DashboardSpecialValueMapOptions{
+		Match: dashboard.SpecialValueMatchNullAndNan, Result: dashboard.ValueMappingResult{Text: new("No data"), Color: new(grey)},
+	},
+}}}
 
 // byLimit colours a value by the limits that it is past.
 func byLimit() *dashboard.FieldColorBuilder {
@@ -83,7 +94,7 @@ func thresholdLines() *common.GraphThresholdsStyleConfigBuilder {
 // areas are series over time that add up to a whole.
 func areas() *timeseries.PanelBuilder {
 	return lines().
-		LineWidth(1).
+		LineWidth(0). // else the edge of a state of which there are none lies on top of the others
 		FillOpacity(60).
 		Stacking(common.NewStackingConfigBuilder().Mode(common.StackingModeNormal).Group("A"))
 }
@@ -159,6 +170,8 @@ type Column struct {
 	Limit bool
 	// Unit is the panel's where "".
 	Unit string
+	// Max fills the cell; 0 is the largest number of all columns, as Grafana has it.
+	Max float64
 	// Sparse says that the exporter leaves out what is zero: a row without a value reads 0.
 	Sparse bool
 	// Ascending puts the smallest first, where the table is sorted by this column.
@@ -171,15 +184,22 @@ func rowsOf(keys []string, links map[string]dashboard.DashboardLink, columns ...
 	builder := table.NewPanelBuilder().
 		ShowHeader(true).
 		Filterable(true).
+		MinWidth(60).
 		Align(common.FieldTextAlignmentAuto).
 		Footer(noFooter()).
 		SortBy([]cog.Builder[common.TableSortByFieldState]{common.NewTableSortByFieldStateBuilder().DisplayName(columns[0].Name).Desc(!columns[0].Ascending)})
 	order := map[string]int{}
 	for i, key := range keys {
 		order[key] = i
+		// A label is a text: without its own unit Grafana formats one that looks like a number, such as a port, by the panel's.
+		properties := []dashboard.DynamicConfigValue{{Id: "unit", Value: "string"}}
 		if link, ok := links[key]; ok {
-			builder.OverrideByName(key, []dashboard.DynamicConfigValue{{Id: "links", Value: []dashboard.DashboardLink{link}}})
+			properties = append(properties, dashboard.DynamicConfigValue{Id: "links", Value: []dashboard.DashboardLink{link}})
 		}
+		if width, ok := keyWidth[key]; ok {
+			properties = append(properties, dashboard.DynamicConfigValue{Id: "custom.width", Value: width})
+		}
+		builder.OverrideByName(key, properties)
 	}
 	// With one query answered, Grafana calls its column "Value"; with more, "Value #A" and so on. The first is answered whenever
 	// any is.
@@ -190,7 +210,9 @@ func rowsOf(keys []string, links map[string]dashboard.DashboardLink, columns ...
 		rename[field] = column.Name
 		order[field] = len(keys) + i
 		queries = append(queries, Query{Expr: column.Expr, Instant: true, Format: prometheus.PromQueryFormatTable})
-		builder.OverrideByName(column.Name, column.properties())
+		if properties := column.properties(); properties != nil {
+			builder.OverrideByName(column.Name, properties)
+		}
 	}
 	return builder.
 		WithTransformation(dashboard.DataTransformerConfig{Id: "merge", Options: map[string]any{}}).
@@ -200,6 +222,9 @@ func rowsOf(keys []string, links map[string]dashboard.DashboardLink, columns ...
 			"renameByName":  rename,
 		}}), queries
 }
+
+// keyWidth are the widths, in pixels, of labels whose values are all about as long.
+var keyWidth = map[string]int{"remote_ip": 125, "local_ip": 110, "direction": 95, "remote_port": 118, "local_port": 108, "alertname": 230, "netns": 75, "state": 100, "severity": 90}
 
 func noFooter() *common.TableFooterOptionsBuilder {
 	return common.NewTableFooterOptionsBuilder().Show(false).Reducer([]string{})
@@ -212,6 +237,7 @@ func oneValueEach() *table.PanelBuilder {
 		ShowHeader(false).
 		Footer(noFooter()).
 		Align(common.FieldTextAlignmentAuto).
+		OverrideByRegexp("/^(Last|lastNotNull)/", []dashboard.DynamicConfigValue{{Id: "custom.width", Value: 80}}).
 		WithTransformation(dashboard.DataTransformerConfig{Id: "reduce", Options: map[string]any{"reducers": []string{"lastNotNull"}}})
 }
 
@@ -229,6 +255,9 @@ func (c Column) properties() []dashboard.DynamicConfigValue {
 			dashboard.DynamicConfigValue{Id: "custom.displayMode", Value: common.TableCellDisplayModeBasicGauge},
 			dashboard.DynamicConfigValue{Id: "min", Value: 0})
 	}
+	if c.Max != 0 {
+		properties = append(properties, dashboard.DynamicConfigValue{Id: "max", Value: c.Max})
+	}
 	switch {
 	case c.Limit:
 		properties = append(properties,
@@ -243,15 +272,15 @@ func (c Column) properties() []dashboard.DynamicConfigValue {
 
 // exactly maps single values to texts and colours.
 func exactly(results map[string]dashboard.ValueMappingResult) []dashboard.ValueMapping {
-	return []dashboard.ValueMapping{{ValueMap: &dashboard.ValueMap{Type: dashboard.MappingTypeValueToText, Options: results}}}
+	return append(absent, dashboard.ValueMapping{ValueMap: &dashboard.ValueMap{Type: dashboard.MappingTypeValueToText, Options: results}})
 }
 
 // from maps a value and all above it.
 func from(least float64, result dashboard.ValueMappingResult) []dashboard.ValueMapping {
-	return []dashboard.ValueMapping{{RangeMap: &dashboard.RangeMap{
+	return append(absent, dashboard.ValueMapping{RangeMap: &dashboard.RangeMap{
 		Type:    dashboard.MappingTypeRangeToText,
-		Options: dashboard.DashboardRangeMapOptions{From: &least, Result: result},
-	}}}
+		Options: dashboard.DashboardRangeMapOptions{From: &least, To: new(math.MaxFloat64), Result: result},
+	}})
 }
 
 func colour(hex string) []dashboard.DynamicConfigValue {
