@@ -81,13 +81,11 @@ func fleetBoard() Board {
 					},
 					"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"),
 				worstPanel("Who runs out of ports soonest?",
-					"Only pools that fill now and would be empty within a day are here: no rows means that nobody is about to run out.",
+					"Only pools that are full (0 s), or fill now and would be full within a day, are here: no rows means that nobody is about to run out.",
 					"s",
 					Column{
 						Name: "empty in", Ascending: true,
-						// A pool that has no port left does not fill any more.
-						Expr: `bottomk(20, min by (job, instance, netns) (0 * (max_over_time(tcp_ephemeral_port_utilisation_ratio{@jobs}[1m]) >= 1) or ` +
-							`instance_netns_pool:tcp_ephemeral_port_exhaustion:seconds{@jobs}))`,
+						Expr: `bottomk(20, min by (job, instance, netns) (instance_netns_pool:tcp_ephemeral_port_exhaustion:seconds{@jobs}))`,
 					}),
 				worstPanel("Most TIME_WAITs of their limit",
 					"TIME_WAIT sockets of net.ipv4.tcp_max_tw_buckets. Past 100 % the kernel drops new ones at once. Click a machine to see who holds them.",

@@ -31,6 +31,7 @@ func startLoad(t *testing.T) {
 	serverClosesFirst := l.serve("127.0.0.1:8081", func(c net.Conn) { c.Close() })
 	serverHoldsData := l.serve("127.0.0.1:8082", func(c net.Conn) {})
 	stuck := l.listenStuck(8083)
+	patient := l.listenForData(8084)
 
 	// The client that opens a connection for each request: TIME_WAITs of ours toward one destination, over half of the pool.
 	for range 10 {
@@ -66,6 +67,11 @@ func startLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.held = append(l.held, c)
+	// A program that never closes what its client closed, and handshakes that are not over.
+	l.dial("", fmt.Sprintf("127.0.0.1:%d", serverHoldsData)).Close()
+	for range 3 {
+		l.held = append(l.held, l.dial("", fmt.Sprintf("127.0.0.1:%d", patient)))
+	}
 	l.overflow(stuck)
 }
 
@@ -117,8 +123,13 @@ func (l *load) dial(from, to string) net.Conn {
 }
 
 // listenStuck is a program that never calls accept(): its accept queue holds backlog + 1 connections.
-func (l *load) listenStuck(port int) int {
-	const backlog = 4
+func (l *load) listenStuck(port int) int { return l.listen(port, 4, 0) }
+
+// listenForData is a program that waits for a client's first bytes: without them the kernel leaves the connection in SYN_RECV, tcp(7).
+func (l *load) listenForData(port int) int { return l.listen(port, 16, 60) }
+
+func (l *load) listen(port, backlog, deferAccept int) int {
+	l.t.Helper()
 	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		l.t.Fatal(err)
@@ -126,6 +137,7 @@ func (l *load) listenStuck(port int) int {
 	l.t.Cleanup(func() { unix.Close(socket) })
 	if err := errors.Join(
 		unix.Bind(socket, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}),
+		unix.SetsockoptInt(socket, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, deferAccept),
 		unix.Listen(socket, backlog),
 	); err != nil {
 		l.t.Fatal(err)
