@@ -69,7 +69,7 @@ func newLogged(t testing.TB, cfg Config) (*Collector, *lines) {
 // there, and the log says which file it was.
 func TestCollectParts(t *testing.T) {
 	metrics := map[string]string{ // one that tells that a part is there
-		"ports": "tcp_ephemeral_ports", "kernel": "tcp_file_handles", "sockets": "tcp_connections",
+		"ports": "tcp_ephemeral_ports", "kernel": "kernel_file_handles", "sockets": "tcp_connections",
 	}
 	f := func(part, file, text string) {
 		t.Helper()
@@ -170,7 +170,7 @@ func TestCollectOtherSysctls(t *testing.T) {
 	p.want(t, 1, "tcp_connections")
 	p.wantNone(t, "tcp_ephemeral_ports")
 	p.wantNone(t, "tcp_time_wait_limit")
-	p.want(t, 1600, "tcp_file_handles")
+	p.want(t, 1600, "kernel_file_handles")
 }
 
 // TestCollectNoSysctls tells a /proc without net sysctls from one that has them.
@@ -233,7 +233,7 @@ func TestCollectHangs(t *testing.T) {
 		cancel()
 		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
 		p.want(t, 1, "timewait_exporter_collector_success", "collector", "kernel")
-		p.want(t, 1600, "tcp_file_handles")
+		p.want(t, 1600, "kernel_file_handles")
 		p.wantNone(t, "tcp_connections")
 		if logged := out.take(); !strings.Contains(logged, "deadline exceeded") || strings.Count(logged, "\n") != 1 {
 			t.Errorf("logged: %s", logged)

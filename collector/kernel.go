@@ -89,7 +89,7 @@ func counters() map[string]counter {
 		"TcpExt.TCPAbortOnMemory":    {aborts, "memory"},
 		"TcpExt.TCPAbortOnTimeout":   {aborts, "timeout"},
 		"TcpExt.TCPAbortOnLinger":    {aborts, "linger"},
-		"TcpExt.TCPAbortFailed":      {aborts, "failed"},
+		"TcpExt.TCPAbortFailed":      {abortFailures, ""},
 	}
 }
 

@@ -126,11 +126,12 @@ func TestKernel(t *testing.T) {
 	f(15, "tcp_listen_overflows_total")
 	f(16, "tcp_listen_drops_total")
 	f(17, "tcp_syn_cookies_sent_total")
-	for i, reason := range []string{"data", "close", "memory", "timeout", "linger", "failed"} {
+	for i, reason := range []string{"data", "close", "memory", "timeout", "linger"} {
 		f(float64(18+i), "tcp_aborts_total", "netns", "test", "reason", reason)
 	}
-	f(1600, "tcp_file_handles")
-	f(2466177, "tcp_file_handles_limit")
+	f(23, "tcp_abort_failures_total", "netns", "test")
+	f(1600, "kernel_file_handles")
+	f(2466177, "kernel_file_handles_limit")
 	f(131072, "tcp_time_wait_limit")
 	f(2, "tcp_time_wait_reuse_mode")
 	f(1, "tcp_time_wait_recycle_enabled")
@@ -163,7 +164,7 @@ func TestKernelOtherSysctls(t *testing.T) {
 		"tcp_listen_backlog_limit", "tcp_syn_backlog_limit", "tcp_orphan_limit", "tcp_memory_limit_bytes"} {
 		p.wantNone(t, name)
 	}
-	for _, name := range []string{"tcp_file_handles", "tcp_file_handles_limit", "tcp_time_wait_sockets", "tcp_orphans", "tcp_active_opens_total", "tcp_memory_bytes"} {
+	for _, name := range []string{"kernel_file_handles", "kernel_file_handles_limit", "tcp_time_wait_sockets", "tcp_orphans", "tcp_active_opens_total", "tcp_memory_bytes"} {
 		if len(p.family(name)) == 0 {
 			t.Errorf("%s is missing", name)
 		}
@@ -203,6 +204,7 @@ func TestKernelMissing(t *testing.T) {
 	p.wantNone(t, "tcp_time_wait_sockets")
 	p.wantNone(t, "tcp_memory_bytes")
 	p.wantNone(t, "tcp_aborts_total")
+	p.wantNone(t, "tcp_abort_failures_total")
 }
 
 // TestKernelMalformed fails for a file that is there and not as it should be, and

@@ -137,9 +137,11 @@ var (
 		"Handshakes that a listener dropped for any reason, overflows included.", "netns")
 	synCookiesSent = newMetric("tcp_syn_cookies_sent_total", "counter", "net/netstat TcpExt SyncookiesSent",
 		"SYN cookies sent because a SYN queue was full.", "netns")
-	aborts = newMetric("tcp_aborts_total", "counter", "net/netstat TcpExt TCPAbortOn*, TCPAbortFailed",
-		"Connections that the kernel reset, by reason: data unread or come after close, close with data unread, memory (or too many orphans), timeout, linger; failed is a reset that could not be sent.",
+	aborts = newMetric("tcp_aborts_total", "counter", "net/netstat TcpExt TCPAbortOn*",
+		"Connections that the kernel reset, by reason: data unread or come after close, close with data unread, memory (or too many orphans), timeout, linger.",
 		"netns", "reason")
+	abortFailures = newMetric("tcp_abort_failures_total", "counter", "net/netstat TcpExt TCPAbortFailed",
+		"Resets that could not be sent (no memory, no route). Their connections are in tcp_aborts_total all the same.", "netns")
 	listenBacklogLimit = newMetric("tcp_listen_backlog_limit", "gauge", "net.core.somaxconn",
 		"Longest accept queue that listen() may ask for.", "netns")
 	synBacklogLimit = newMetric("tcp_syn_backlog_limit", "gauge", "net.ipv4.tcp_max_syn_backlog",
@@ -153,9 +155,9 @@ var (
 	memoryLimit = newMetric("tcp_memory_limit_bytes", "gauge", "net.ipv4.tcp_mem",
 		"Memory of TCP below which it is not limited (low), from which it is (pressure), and at which connections are reset (high).",
 		"level")
-	fileHandles = newMetric("tcp_file_handles", "gauge", "fs.file-nr",
+	fileHandles = newMetric("kernel_file_handles", "gauge", "fs.file-nr",
 		"File handles in use on the node; a socket that a program has open needs one.")
-	fileHandlesLimit = newMetric("tcp_file_handles_limit", "gauge", "fs.file-nr",
+	fileHandlesLimit = newMetric("kernel_file_handles_limit", "gauge", "fs.file-nr",
 		"File handles the node allows.")
 
 	netnsInfo = newMetric("timewait_exporter_netns_info", "gauge", "",
@@ -191,7 +193,7 @@ func Metrics() []*Metric {
 		timeWaitSockets, timeWaitLimit, timeWaitReuseMode, timeWaitRecycle, finTimeout,
 		timeWaitStarted, timeWaitReused, timeWaitOverflows,
 		activeOpens, passiveOpens, attemptFails, establishedResets, retransmitted, outResets,
-		listenOverflows, listenDrops, synCookiesSent, aborts, listenBacklogLimit, synBacklogLimit,
+		listenOverflows, listenDrops, synCookiesSent, aborts, abortFailures, listenBacklogLimit, synBacklogLimit,
 		orphans, orphanLimit, memory, memoryLimit, fileHandles, fileHandlesLimit,
 
 		netnsInfo, sourceInfo, collectorSuccess, collectorDuration, undercountMax, rowsRead, malformedRows,

@@ -55,8 +55,8 @@ func hostBoard() Board {
 						"A process has a limit of its own besides (ulimit -n), which is usually met first.",
 					Unit: "percentunit", Width: sixth, Height: 5,
 					Draw:    bigNumber().Min(0).Max(1).Decimals(0),
-					Queries: []Query{{Expr: `tcp_file_handles{@instance} / tcp_file_handles_limit{@instance}`, Instant: true}},
-					Limits:  []string{"TCPFileHandlesNearLimit"},
+					Queries: []Query{{Expr: `kernel_file_handles{@instance} / kernel_file_handles_limit{@instance}`, Instant: true}},
+					Limits:  []string{"FileHandlesNearLimit"},
 				},
 				{
 					Title: "Alerts that fire",
@@ -195,6 +195,7 @@ func hostBoard() Board {
 						{Expr: `rate(tcp_listen_drops_total{@netns}[$__rate_interval])`, Legend: "listen drops"},
 						{Expr: `rate(tcp_syn_cookies_sent_total{@netns}[$__rate_interval])`, Legend: "SYN cookies sent"},
 						{Expr: `rate(tcp_aborts_total{@netns}[$__rate_interval])`, Legend: "aborts: {{reason}}"},
+						{Expr: `rate(tcp_abort_failures_total{@netns}[$__rate_interval])`, Legend: "resets not sent"},
 					},
 					Runbooks: []string{"TCPTimeWaitOverflowing", "TCPListenQueueOverflowing", "TCPSynFlood", "TCPConnectionsAbortedForMemory"},
 				},

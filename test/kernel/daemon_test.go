@@ -362,7 +362,7 @@ func TestLogFormat(t *testing.T) {
 // TestRunbooks finds every runbook behind the address that its alert names.
 func TestRunbooks(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
-		files, err := filepath.Glob("../../docs/runbooks/TCP*.md")
+		files, err := filepath.Glob("../../docs/runbooks/[FT]*.md")
 		if err != nil || len(files) == 0 {
 			t.Fatalf("no runbooks: %v", err)
 		}

@@ -72,12 +72,13 @@ var contracts = map[string]contract{
 	"tcp_listen_drops_total":           {counter, "netns", false},
 	"tcp_syn_cookies_sent_total":       {counter, "netns", false},
 	"tcp_aborts_total":                 {counter, "netns reason", false},
+	"tcp_abort_failures_total":         {counter, "netns", false},
 	"tcp_orphans":                      {gauge, "", false},
 	"tcp_orphan_limit":                 {gauge, "", true}, // the kernel shows it in its first network namespace only
 	"tcp_memory_bytes":                 {gauge, "", false},
 	"tcp_memory_limit_bytes":           {gauge, "level", true}, // likewise
-	"tcp_file_handles":                 {gauge, "", false},
-	"tcp_file_handles_limit":           {gauge, "", false},
+	"kernel_file_handles":              {gauge, "", false},
+	"kernel_file_handles_limit":        {gauge, "", false},
 	"tcp_listen_backlog_limit":         {gauge, "netns", false},
 	"tcp_syn_backlog_limit":            {gauge, "netns", false},
 
@@ -163,7 +164,7 @@ func mustParse(t *testing.T, text []byte) page {
 
 // isOurs tells the exporter's metrics from those of client_golang.
 func isOurs(name string) bool {
-	return strings.HasPrefix(name, "tcp_") || strings.HasPrefix(name, "timewait_exporter_")
+	return strings.HasPrefix(name, "tcp_") || strings.HasPrefix(name, "kernel_") || strings.HasPrefix(name, "timewait_exporter_")
 }
 
 func compareContract(t *testing.T, p page) {

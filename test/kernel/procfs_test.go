@@ -69,7 +69,7 @@ func TestHostProcfs(t *testing.T) {
 				t.Errorf("%s is of another namespace: %v", name, found)
 			}
 		}
-		for _, name := range []string{"tcp_time_wait_sockets", "tcp_active_opens_total", "tcp_destinations", "tcp_remote_ips", "tcp_file_handles"} {
+		for _, name := range []string{"tcp_time_wait_sockets", "tcp_active_opens_total", "tcp_destinations", "tcp_remote_ips", "kernel_file_handles"} {
 			if len(p.series(name)) == 0 {
 				t.Errorf("%s is missing", name)
 			}

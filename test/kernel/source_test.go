@@ -120,7 +120,7 @@ func compareRows(t *testing.T, rs rows) {
 // isOfTheNode reports whether a metric counts what all network namespaces have
 // together, and so may differ between any two scrapes.
 func isOfTheNode(name string) bool {
-	return slices.Contains([]string{"tcp_orphans", "tcp_memory_bytes", "tcp_file_handles"}, name)
+	return slices.Contains([]string{"tcp_orphans", "tcp_memory_bytes", "kernel_file_handles"}, name)
 }
 
 // isOfTheMoment reports whether a metric may differ between two scrapes of the

@@ -330,7 +330,7 @@ func scrape(t *testing.T, command []string, proc string) []string {
 	}
 	var samples []string
 	for line := range strings.Lines(host.Get(t, "http://"+address+"/metrics")) {
-		if strings.HasPrefix(line, "tcp_") || strings.HasPrefix(line, "timewait_exporter_collector_success") {
+		if strings.HasPrefix(line, "tcp_") || strings.HasPrefix(line, "kernel_") || strings.HasPrefix(line, "timewait_exporter_collector_success") {
 			samples = append(samples, strings.TrimSuffix(line, "\n"))
 		}
 	}
