@@ -25,9 +25,6 @@ GO_BUILD  = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS
 ARCHS     ?= amd64 arm64 386 riscv64 s390x
 DOCUMENTS := README.md CHANGELOG.md $(wildcard deploy/systemd/* deploy/prometheus/timewait_exporter.*.yml dashboards/*.json)
 
-# Modules beside the product's, whose tests need no servers.
-MODULES := test/bench test/fleet dashboards/generator deploy/compose/demo
-
 # The test of prometheus.kubernetes.yml needs the Kubernetes discovery.
 PROMETHEUS_TAGS := remove_all_sd,enable_kubernetes_sd
 RULES           := $(wildcard deploy/prometheus/timewait_exporter.*.yml)
@@ -65,23 +62,20 @@ release: build $(NFPM) $(CYCLONEDX)
 		-output dist/timewait_exporter-$(VERSION).cdx.json dist/build/timewait_exporter-$(VERSION).linux-$(firstword $(ARCHS))/timewait_exporter
 	cd dist && export LC_ALL=C && sha256sum -- *.tar.gz *.deb *.rpm *.json >sha256sums.txt
 
-$(NFPM): test/deploy/tools/nfpm/go.mod
-	CGO_ENABLED=0 go -C $(<D) build -trimpath -buildvcs=false -o $(TOOLS)/ github.com/goreleaser/nfpm/v2/cmd/nfpm
+# The SBOM has a hash of the program that writes it, so that has to be the same everywhere too.
+$(NFPM) $(CYCLONEDX) &: test/deploy/tools/go.mod
+	CGO_ENABLED=0 go -C $(<D) build -trimpath -buildvcs=false -o $(TOOLS)/ \
+		github.com/goreleaser/nfpm/v2/cmd/nfpm github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 
-# The SBOM has a hash of this program, so it has to be the same everywhere too.
-$(CYCLONEDX): test/deploy/tools/cyclonedx-gomod/go.mod
-	CGO_ENABLED=0 go -C $(<D) build -trimpath -buildvcs=false -o $(TOOLS)/ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
-
-# The tests on the real kernel make network namespaces of their own; as an ordinary
-# user they need user namespaces.
+# The second line's tests run programs that Go's test cache knows nothing of. Those on
+# the real kernel make network namespaces of their own; as an ordinary user they need
+# user namespaces.
 test:
 	go test $(TESTFLAGS) -timeout 15m ./...
-	@set -e; for m in $(MODULES); do echo "== $$m"; go -C $$m test $(TESTFLAGS) ./...; done
-	go -C test/e2e test $(TESTFLAGS) ./rules ./contract
-	go -C test/dashboards test $(TESTFLAGS) -skip TestQueries ./...
+	go -C test test $(TESTFLAGS) -count=1 -skip '^TestQueries$$' ./kernel ./bench ./fleet ./dashboards/... ./e2e/rules ./e2e/contract
 
 lint: $(GOLANGCI)
-	@set -e; for m in . $(MODULES) test/e2e test/dashboards test/deploy test/deploy/kubernetes; do \
+	@set -e; for m in . test test/deploy/kubernetes; do \
 		echo "== golangci-lint $$m"; (cd $$m && $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...); done
 
 $(GOLANGCI):
@@ -119,23 +113,23 @@ rules: e2e-tools
 # The whole chain on real programs: a client runs out of ports, Prometheus sees it,
 # Alertmanager tells a webhook. Then each query of the dashboards under real load.
 e2e: rules
-	go -C test/e2e test -v -count=1 -timeout 6m .
-	PATH="$(TOOLS):$$PATH" go -C test/dashboards test -v -count=1 -timeout 10m -run TestQueries ./...
+	go -C test test -v -count=1 -timeout 6m ./e2e
+	PATH="$(TOOLS):$$PATH" go -C test test -v -count=1 -timeout 10m -run TestQueries ./dashboards
 
 # Units, packages, image, chart, compose file and release: built, installed, started and
 # removed. Most of it needs root.
 deploy-test: $(NFPM) $(CYCLONEDX)
-	go -C test/deploy test -v -count=1 -timeout 15m ./...
+	go -C test test -v -count=1 -timeout 15m ./deploy/...
 	go -C test/deploy/kubernetes test -v -count=1 -vet=off .
 
 # The dashboards' JSON from their Go code and the alerts' thresholds.
 dashboards:
-	go -C dashboards/generator run .
+	go -C test run ./dashboards/generator
 
 # Go benchmarks, then real sockets in private network namespaces beside other readers.
 bench:
 	go test -run '^$$' -bench . -benchmem ./collector/...
-	go -C test/bench run .
+	go -C test run ./bench
 
 # docs/metrics.md from the code.
 docs:
@@ -149,7 +143,7 @@ chart:
 
 # What 1,000 simulated hosts cost a Prometheus.
 fleet: e2e-tools
-	go -C test/fleet run . -hosts 1000
+	go -C test run ./fleet -hosts 1000
 
 clean:
 	rm -rf timewait_exporter dist .tools

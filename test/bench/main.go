@@ -1,7 +1,7 @@
 // Command bench builds real TCP sockets in private network namespaces and prints, as Markdown,
 // what reading them costs timewait_exporter and other readers of the same table.
 //
-//	go -C test/bench run . -sockets 10000,100000,500000
+//	go -C test run ./bench -sockets 10000,100000,500000
 package main
 
 import (
@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const usage = `Usage: go -C test/bench run . [flags]
+const usage = `Usage: go -C test run ./bench [flags]
 
 Builds real TCP sockets in private network namespaces, reads them round-robin with every contender
 and prints the medians as Markdown. Needs user namespaces or root. Ends by itself and leaves nothing
@@ -186,7 +186,7 @@ func inNamespace(ctx context.Context, args []string) *exec.Cmd {
 }
 
 const (
-	repository          = "../.." // from the folder of this program, where `go -C` starts it
+	repository          = ".." // from the folder of the module, where `go -C` starts it
 	nodeExporterVersion = "github.com/prometheus/node_exporter@v1.12.1"
 )
 

@@ -28,7 +28,7 @@ func writeMachine(w io.Writer, args []string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(w, "Machine: %s, %d CPUs; Linux %s %s, page size %d; %s; net.ipv4.tcp_ehash_entries %s.\n\nCommand: `go -C test/bench run .%s`\n",
+	_, err = fmt.Fprintf(w, "Machine: %s, %d CPUs; Linux %s %s, page size %d; %s; net.ipv4.tcp_ehash_entries %s.\n\nCommand: `go -C test run ./bench%s`\n",
 		cpu, runtime.NumCPU(), unix.ByteSliceToString(name.Release[:]), unix.ByteSliceToString(name.Machine[:]), os.Getpagesize(),
 		runtime.Version(), strings.TrimSpace(string(buckets)), strings.Join(append([]string{""}, args...), " "))
 	return err

@@ -67,8 +67,7 @@ func readAlerts(t *testing.T) map[string]rule {
 // TestGenerated holds the dashboards to the program that writes them.
 func TestGenerated(t *testing.T) {
 	folder := t.TempDir()
-	generator := exec.Command("go", "run", ".", "-out", folder)
-	generator.Dir = dashboards + "/generator"
+	generator := exec.Command("go", "run", "./generator", "-alerts", alertsFile, "-out", folder)
 	if out, err := generator.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -2,7 +2,7 @@
 // many hosts on loopback, lets a real Prometheus scrape them with the rules of
 // deploy/prometheus, and prints, as Markdown, what that took.
 //
-//	go -C test/fleet run . -hosts 1000 -duration 5m
+//	go -C test run ./fleet -hosts 1000 -duration 5m
 package main
 
 import (
@@ -51,8 +51,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags.DurationVar(&o.warmup, "warmup", 2*time.Minute, "time before the measurement begins")
 	flags.DurationVar(&o.duration, "duration", 5*time.Minute, "time that is measured")
 	flags.BoolVar(&o.rules, "rules", true, "evaluate the rules of deploy/prometheus")
-	flags.StringVar(&o.checkout, "checkout", "../..", "repository")
-	flags.StringVar(&o.prometheus, "prometheus", "../../.tools/bin/prometheus", "Prometheus to run, as make e2e-tools builds it")
+	flags.StringVar(&o.checkout, "checkout", "..", "repository")
+	flags.StringVar(&o.prometheus, "prometheus", "../.tools/bin/prometheus", "Prometheus to run, as make e2e-tools builds it")
 	exporterFlags := flags.String("exporter-flags", "", "flags of the exporter, separated by spaces")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -47,7 +47,7 @@ func buildAndRun(m *testing.M) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	program := filepath.Join(dir, "timewait_exporter")
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", program, "timewait_exporter/cmd/timewait_exporter")
+	build := exec.Command("go", "-C", "../..", "build", "-buildvcs=false", "-o", program, "./cmd/timewait_exporter")
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		return 0, fmt.Errorf("%s: %w", build, err)

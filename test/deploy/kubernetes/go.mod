@@ -1,3 +1,4 @@
+// Apart from test/go.mod: kube-score does not compile with the Kubernetes packages that Prometheus asks for.
 module timewait_exporter/test/deploy/kubernetes
 
 go 1.26.8
@@ -10,7 +11,7 @@ require (
 	k8s.io/apimachinery v0.33.3
 	sigs.k8s.io/json v0.0.0-20241014173422-cfa47c3a1cc8
 	sigs.k8s.io/yaml v1.5.0
-	timewait_exporter/test/deploy v0.0.0-00010101000000-000000000000
+	timewait_exporter/test v0.0.0-00010101000000-000000000000
 )
 
 require (
@@ -49,14 +50,14 @@ require (
 	github.com/x448/float16 v0.8.4 // indirect
 	go.yaml.in/yaml/v2 v2.4.2 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
-	golang.org/x/crypto v0.40.0 // indirect
-	golang.org/x/net v0.41.0 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/net v0.61.0 // indirect
 	golang.org/x/oauth2 v0.28.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
-	golang.org/x/term v0.33.0 // indirect
-	golang.org/x/text v0.27.0 // indirect
+	golang.org/x/term v0.47.0 // indirect
+	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/time v0.9.0 // indirect
-	google.golang.org/protobuf v1.36.5 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
 	gopkg.in/inf.v0 v0.9.1 // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
 	k8s.io/apiextensions-apiserver v0.33.3 // indirect
@@ -69,4 +70,4 @@ require (
 	sigs.k8s.io/structured-merge-diff/v4 v4.7.0 // indirect
 )
 
-replace timewait_exporter/test/deploy => ../
+replace timewait_exporter/test => ../../

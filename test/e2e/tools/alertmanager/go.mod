@@ -1,3 +1,4 @@
+// Apart from Prometheus's: it does not compile with all versions that Prometheus asks for.
 module timewait_exporter/test/e2e/tools/alertmanager
 
 go 1.26.8

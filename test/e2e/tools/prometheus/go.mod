@@ -1,3 +1,4 @@
+// Apart from test/go.mod: what Prometheus is built of, some 300 modules, is nothing to the tests.
 module timewait_exporter/test/e2e/tools/prometheus
 
 go 1.26.8

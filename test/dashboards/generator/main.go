@@ -11,8 +11,8 @@ import (
 )
 
 func main() {
-	alerts := flag.String("alerts", "../../deploy/prometheus/timewait_exporter.alerts.yml", "`file` whose limits the panels draw")
-	out := flag.String("out", "..", "`folder` to write the dashboards to")
+	alerts := flag.String("alerts", "../deploy/prometheus/timewait_exporter.alerts.yml", "`file` whose limits the panels draw")
+	out := flag.String("out", "../dashboards", "`folder` to write the dashboards to")
 	flag.Parse()
 	if err := generate(*alerts, *out); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,3 +1,0 @@
-module timewait_exporter/deploy/compose/demo
-
-go 1.26.8
