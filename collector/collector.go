@@ -189,7 +189,11 @@ func (s scrape) part(out *samples, name string, read func() (samples, error)) {
 	success := 1.0
 	if err != nil {
 		success = 0
-		level.Error(s.logger).Log("msg", "reading failed, its metrics are left out of this scrape", "collector", name, "netns", s.cfg.Namespace.Name, "err", err)
+		at := level.Error
+		if errors.Is(err, context.Canceled) { // whoever asked has gone: nothing is wrong here
+			at = level.Debug
+		}
+		at(s.logger).Log("msg", "reading failed, its metrics are left out of this scrape", "collector", name, "netns", s.cfg.Namespace.Name, "err", err)
 	}
 	*out = append(*out, part...)
 	out.add(collectorSuccess, success, s.cfg.Namespace.Name, name)

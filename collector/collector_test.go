@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-kit/log"
+	"github.com/go-kit/log/level"
 	"golang.org/x/sys/unix"
 )
 
@@ -260,6 +261,31 @@ func TestCollectHangs(t *testing.T) {
 	}
 	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
 	p.want(t, 1, "tcp_connections")
+}
+
+// TestCollectCanceled has whoever scrapes go while the table hangs: no error, so no
+// error in the log.
+func TestCollectCanceled(t *testing.T) {
+	root := writeProc(t)
+	path := filepath.Join(root, "net/tcp")
+	var out lines
+	c, err := New(t.Context(), fixture(t, root), level.NewFilter(log.NewLogfmtLogger(&out), level.AllowInfo()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out.take()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	gather(t, c.WithContext(ctx)).want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
+	if logged := out.take(); logged != "" {
+		t.Errorf("logged: %s", logged)
+	}
 }
 
 // TestCollectEndless ends a walk at the deadline though rows keep coming.
