@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"os"
 	"runtime"
 	"time"
 
@@ -146,6 +147,9 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 	defer func() {
 		if err != nil {
 			_ = d.Close() // err says more
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				err = context.Cause(ctx)
+			}
 			err = fmt.Errorf("sock_diag: %w", err)
 		}
 	}()
@@ -160,8 +164,16 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = conn.SetDeadline(time.Unix(1, 0))
+		close(ended)
+	})
+	defer func() {
+		if !stop() {
+			<-ended // or else its deadline may be the next dump's
+		}
+	}()
 	d.seq++
 	request := q.request(d.seq)
 	if err := conn.Sendto(bare, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil { //nolint:contextcheck // see above
@@ -175,9 +187,6 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 		}
 		n, _, flags, _, err := conn.Recvmsg(bare, d.buf, nil, 0) //nolint:contextcheck // see above
 		if err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
 			return err
 		}
 		if flags&unix.MSG_TRUNC != 0 {
