@@ -154,7 +154,7 @@ func (s scrape) Collect(ch chan<- prometheus.Metric) {
 		s.part(&out, "ports", func() (samples, error) {
 			var err error
 			pool, err = s.ports.do(s.ctx, s.readPool)
-			if pool == nil && err == nil {
+			if pool == nil {
 				sysctls = "none"
 			}
 			return nil, err

@@ -102,6 +102,12 @@ func TestCollectParts(t *testing.T) {
 				t.Errorf("%s failed: is there %s of %s? %v", part, metric, name, got)
 			}
 		}
+		sysctls := "same"
+		if part == "ports" {
+			sysctls = "none" // what can't be read is nobody's
+		}
+		good.want(t, 1, "timewait_exporter_netns_info", "sysctls", "same")
+		bad.want(t, 1, "timewait_exporter_netns_info", "sysctls", sysctls)
 		if n := len(bad.series("timewait_exporter_collector_duration_seconds")); n != len(metrics) {
 			t.Errorf("%d durations", n)
 		}

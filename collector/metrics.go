@@ -161,7 +161,7 @@ var (
 		"File handles the node allows.")
 
 	netnsInfo = newMetric("timewait_exporter_netns_info", "gauge", "",
-		"The network namespace that is read, the directory it is read from, and whether the net sysctls seen here belong to the same one (sysctls=\"same\"), to another (\"other\") or are hidden (\"none\"); unless they are the same, what needs them is left out. Always 1.",
+		"The network namespace that is read, the directory it is read from, and whether the net sysctls seen here belong to the same one (sysctls=\"same\"), to another (\"other\") or are hidden or not readable (\"none\"); unless they are the same, what needs them is left out. Always 1.",
 		"netns", "path", "sysctls")
 	sourceInfo = newMetric("timewait_exporter_source_info", "gauge", "",
 		"What the socket table was read from in this scrape: source=\"procfs\" or \"netlink\". Always 1.",
