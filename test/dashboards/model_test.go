@@ -79,8 +79,9 @@ type panel struct {
 	Targets     []target   `json:"targets"`
 	FieldConfig struct {
 		Defaults struct {
-			Unit       string  `json:"unit"`
-			NoValue    *string `json:"noValue"`
+			Unit       string    `json:"unit"`
+			NoValue    *string   `json:"noValue"`
+			Mappings   []mapping `json:"mappings"`
 			Thresholds *struct {
 				Steps []struct {
 					Value *float64 `json:"value"`
@@ -104,6 +105,21 @@ type override struct {
 	} `json:"properties"`
 }
 
+// mapping turns values into texts and colours.
+type mapping struct {
+	Type    string `json:"type"`
+	Options struct {
+		// of a range
+		From *float64 `json:"from"`
+		To   *float64 `json:"to"`
+		// of a special value
+		Match  string `json:"match"`
+		Result struct {
+			Color string `json:"color"`
+		} `json:"result"`
+	} `json:"options"`
+}
+
 type transformation struct {
 	ID      string `json:"id"`
 	Options struct {
@@ -116,6 +132,7 @@ type target struct {
 	RefID        string     `json:"refId"`
 	Expr         string     `json:"expr"`
 	LegendFormat string     `json:"legendFormat"`
+	Format       string     `json:"format"`
 	Instant      bool       `json:"instant"`
 	Range        bool       `json:"range"`
 	Datasource   datasource `json:"datasource"`

@@ -162,7 +162,7 @@ func worstPanel(title, description, unit string, column Column, limits ...string
 // toHost opens the dashboard of the machine that a table's row is about. The namespace is left to that dashboard where the row has none.
 func toHost(netns string) dashboard.DashboardLink {
 	return dashboard.DashboardLink{
-		Title: "Dashboard of ${__data.fields.instance}",
+		Title: "Dashboard of ${__data.fields.instance}", Tags: []string{},
 		Url: new("/d/timewait-host?var-datasource=${datasource}&var-job=${__data.fields.job}&var-instance=${__data.fields.instance}" +
 			netns + "&${__url_time_range}"),
 	}
@@ -211,6 +211,7 @@ func alertsPanel() Panel {
 				Title:       "Runbook of ${__data.fields.alertname}",
 				Url:         new("http://${__data.fields.instance}/runbooks/${__data.fields.alertname}"),
 				TargetBlank: true,
+				Tags:        []string{},
 			},
 		},
 		Column{Name: "machines", Expr: `count by (severity, alertname, job) (count by (severity, alertname, job, instance) (ALERTS{alertstate="firing",@jobs}))`},
