@@ -56,7 +56,7 @@ type Collector struct {
 
 	ports     flight[*pool]
 	kernel    flight[samples]
-	listeners flight[backlogs]
+	listeners flight[*listening]
 	sockets   flight[samples]
 
 	// diag is nil where sock_diag does not work or shows another namespace; it
@@ -117,7 +117,7 @@ func (c *Collector) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	diag := tcptable.NewSockDiag()
-	if _, err := readBacklogs(ctx, diag); err != nil {
+	if _, err := readListening(ctx, diag); err != nil {
 		return err
 	}
 	c.diag = diag
@@ -164,16 +164,18 @@ func (s scrape) Collect(ch chan<- prometheus.Metric) {
 	s.part(&out, "kernel", func() (samples, error) {
 		return s.Collector.kernel.do(s.ctx, kernel{s.cfg.ProcRoot, ns}.read)
 	})
-	var limits backlogs
+	l := new(listening)
 	if s.diag != nil {
 		s.part(&out, "listeners", func() (samples, error) {
-			var err error
-			limits, err = s.listeners.do(s.ctx, func(ctx context.Context) (backlogs, error) { return readBacklogs(ctx, s.diag) })
+			told, err := s.listeners.do(s.ctx, func(ctx context.Context) (*listening, error) { return readListening(ctx, s.diag) })
+			if err == nil {
+				l = told
+			}
 			return nil, err
 		})
 	}
 	s.part(&out, "sockets", func() (samples, error) {
-		return s.sockets.do(s.ctx, func(ctx context.Context) (samples, error) { return s.walk(ctx, pool, limits) })
+		return s.sockets.do(s.ctx, func(ctx context.Context) (samples, error) { return s.walk(ctx, pool, l) })
 	})
 	for _, m := range out {
 		ch <- m
@@ -204,21 +206,37 @@ func (c *Collector) readPool(context.Context) (*pool, error) {
 	return readPool(c.cfg.ProcRoot)
 }
 
-// readBacklogs returns the longest accept queue of every listener.
-func readBacklogs(ctx context.Context, diag *tcptable.SockDiag) (backlogs, error) {
-	limits := make(backlogs)
+// listening is what sock_diag tells of listeners and /proc does not.
+type listening struct {
+	limits backlogs
+	v6Only portSet // whose listeners on :: take no IPv4
+}
+
+func readListening(ctx context.Context, diag *tcptable.SockDiag) (*listening, error) {
+	l := &listening{limits: make(backlogs)}
+	var dualStack portSet // SO_REUSEPORT allows both on one port
 	for s, err := range diag.Listeners(ctx) {
 		if err != nil {
 			return nil, err
 		}
-		limits[s.Local] += uint64(s.Backlog)
+		l.limits[s.Local] += uint64(s.Backlog)
+		switch {
+		case s.Local.Addr != anyAddr(ipv6):
+		case s.V6Only:
+			l.v6Only.add(s.Local.Port)
+		default:
+			dualStack.add(s.Local.Port)
+		}
 	}
-	return limits, nil
+	for i, ports := range dualStack {
+		l.v6Only[i] &^= ports
+	}
+	return l, nil
 }
 
 // walk reads the socket table and counts it. A netlink that fails is tried once
 // more before the walk fails or, with SourceAuto, procfs is read instead.
-func (c *Collector) walk(ctx context.Context, p *pool, limits backlogs) (samples, error) {
+func (c *Collector) walk(ctx context.Context, p *pool, l *listening) (samples, error) {
 	type try struct {
 		name   string
 		source tcptable.Source
@@ -231,7 +249,7 @@ func (c *Collector) walk(ctx context.Context, p *pool, limits backlogs) (samples
 		}
 	}
 	for i, t := range tries {
-		err := c.count(ctx, t.source, p)
+		err := c.count(ctx, t.source, p, l)
 		if err == nil {
 			if t.name == SourceNetlink && !c.netlinkAfter.IsZero() {
 				c.netlinkAfter = time.Time{}
@@ -241,7 +259,7 @@ func (c *Collector) walk(ctx context.Context, p *pool, limits backlogs) (samples
 			out.add(sourceInfo, 1, c.cfg.Namespace.Name, t.name)
 			return append(out, c.tally.samples(c.cfg.Namespace.Name, exported{
 				remotes: c.cfg.Remotes, destinations: c.cfg.Destinations, listeners: c.cfg.Listeners, locals: locals,
-			}, limits)...), nil
+			}, l.limits)...), nil
 		}
 		if i == len(tries)-1 || ctx.Err() != nil {
 			return nil, err
@@ -257,9 +275,10 @@ func (c *Collector) walk(ctx context.Context, p *pool, limits backlogs) (samples
 
 // count walks the table once. Half of it would look like a quiet machine, so an
 // error leaves nothing; a torn last row does not hide others.
-func (c *Collector) count(ctx context.Context, source tcptable.Source, p *pool) error {
+func (c *Collector) count(ctx context.Context, source tcptable.Source, p *pool, l *listening) error {
 	t := c.tally
 	t.reset(p)
+	t.v6Only = l.v6Only
 	defer func() {
 		for table, rows := range t.rows {
 			c.rows.WithLabelValues(tcptable.Table(table).String()).Add(float64(rows))

@@ -41,9 +41,10 @@ Written from the code by ` + "`make docs`" + `; a test holds it to the code. Bes
   local IP or on all; else, and in SYN_SENT whoever holds the port, ` + "`outbound`" + `. The listener has to be in the same of the kernel's two tables, that of AF_INET or of AF_INET6
   sockets, as the one that takes a connection always is. An inbound TIME_WAIT holds no ephemeral port of this host. When a listener
   is closed, the connections that it took become outbound.
-* The **ephemeral pool** is the ports of ` + "`net.ipv4.ip_local_port_range`" + ` less ` + "`net.ipv4.ip_local_reserved_ports`" + `. It is used in two
+* The **ephemeral pool** is the ports of ` + "`net.ipv4.ip_local_port_range`" + ` less ` + "`net.ipv4.ip_local_reserved_ports`" + `. It is used in three
   ways. ` + "`pool=\"connect\"`: `connect()`" + ` needs a port that is free toward its destination. ` + "`pool=\"bind\"`: `bind()`" + ` with port 0 needs
   a port that no socket holds on its local IP, whatever the destination; programs that choose their source IP do that.
+  ` + "`pool=\"bind_any\"`: `bind()` with port 0 on `::`, and `listen()`" + ` without ` + "`bind()`" + `, as of Java and Go, need a port that no socket holds on any IP.
 * A **destination** is what ` + "`connect()`" + ` needs a free port for: local IP, remote IP and remote port of an outbound connection.
 * **other** is the exact remainder of those that are not named: ` + "`remote_ip=\"other\"`, `local_port=\"other\"`" + `. A sum over all
   series of ` + "`tcp_remote_connections`" + ` is the number of connections, listeners excluded.
@@ -59,6 +60,8 @@ has a bounded length, whatever happens in the network.
 * ` + "`tcp_destination_port_utilisation_ratio`, and `pool=\"connect\"`, are" + ` a lower bound where programs bind to a port 0 before they
   connect: such a port is kept from all destinations, and ` + "`/proc`" + ` does not tell. ` + "`tcp_ephemeral_ports_used`" + ` is the upper bound.
   They are exact where nobody does that. Of a range with an odd number of ports the kernel may leave one unused.
+* ` + "`pool=\"bind_any\"`" + ` is exact for a dual-stack ` + "`::`" + `, and an upper bound for ` + "`0.0.0.0`" + ` and for a ` + "`::`" + ` with IPV6_V6ONLY, which clash with fewer sockets.
+  Listeners on ` + "`::`" + ` with IPV6_V6ONLY take no port of an IPv4 address; without sock_diag nothing tells them from dual-stack ones, and they count as those.
 * A walk of the table is no snapshot: a socket that comes or goes meanwhile may be in it or not.
 * The kernel fires the timers of TIME_WAIT up to two seconds late, in which they show as 0.
 * With more than %d remotes in a direction, %d destinations or %d local IPs at once, the small ones are not counted one by one.

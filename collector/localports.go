@@ -10,6 +10,14 @@ import (
 	"timewait_exporter/collector/tcptable"
 )
 
+// anyAddr returns the address of sockets that are bound to all of a family.
+func anyAddr(f family) tcptable.Addr {
+	if f == ipv4 {
+		return tcptable.Addr{10: 0xff, 11: 0xff}
+	}
+	return tcptable.Addr{}
+}
+
 // localPorts tells which ports of the pool each local address holds. Its memory is
 // used again after reset.
 type localPorts struct {
@@ -87,13 +95,12 @@ func (l *localPorts) total() int {
 	return unionLen(union, union)
 }
 
-// shared returns the set of ports that sockets on all addresses hold: 0.0.0.0 and
-// ::.
-func (l *localPorts) shared() []uint64 {
-	shared := make([]uint64, l.words)
-	addAll(shared, l.sets[tcptable.Addr{}])
-	addAll(shared, l.sets[tcptable.Addr{10: 0xff, 11: 0xff}])
-	return shared
+// shared returns the set of ports that sockets on all addresses of a family hold.
+func (l *localPorts) shared(f family) []uint64 {
+	if set := l.sets[anyAddr(f)]; set != nil {
+		return set
+	}
+	return make([]uint64, l.words)
 }
 
 func addAll(to, set []uint64) {
@@ -106,9 +113,9 @@ func addAll(to, set []uint64) {
 // addresses hold.
 func (l *localPorts) all() iter.Seq2[netip.Addr, int] {
 	return func(yield func(netip.Addr, int) bool) {
-		shared := l.shared()
+		shared := [numFamilies][]uint64{ipv4: l.shared(ipv4), ipv6: l.shared(ipv6)}
 		for addr, set := range l.sets {
-			if ip := addr.IP(); !ip.IsUnspecified() && !yield(ip, unionLen(set, shared)) {
+			if ip := addr.IP(); !ip.IsUnspecified() && !yield(ip, unionLen(set, shared[familyOf(addr)])) {
 				return
 			}
 		}

@@ -62,7 +62,7 @@ var (
 	ephemeralHigh = newMetric("tcp_ephemeral_port_range_high", "gauge", "ip_local_port_range",
 		"Last port of the local port range.", "netns")
 	ephemeralUtilisation = newMetric("tcp_ephemeral_port_utilisation_ratio", "gauge", fromReuse,
-		"Share of the pool that is gone where it is worst: pool=\"connect\" for connect() to the worst destination, pool=\"bind\" for bind() with port 0 on the worst local IP. At 1 the next such call fails.",
+		"Share of the pool that is gone where it is worst: pool=\"connect\" for connect() to the worst destination, pool=\"bind\" for bind() with port 0 on the worst local IP, pool=\"bind_any\" for bind() with port 0 on :: and listen() without bind(), as of Java and Go. At 1 the next such call fails.",
 		"netns", "pool")
 	destinationPortsUsed = newMetric("tcp_destination_ports_used", "gauge", fromPool,
 		"Ports of the pool held toward a destination, by state, for the destinations with most of the pool gone. Only what is not zero.",
@@ -449,7 +449,9 @@ func compareDestinations(a, b heldDestination) int {
 
 func (t *tally) addPool(out *samples, netns string, n exported) {
 	out.add(ephemeralPorts, float64(t.pool.size), netns)
-	out.add(ephemeralPortsUsed, float64(t.locals.total()), netns)
+	used := t.locals.total()
+	out.add(ephemeralPortsUsed, float64(used), netns)
+	out.add(ephemeralUtilisation, t.utilisation(uint64(used)), netns, "bind_any")
 	out.add(ephemeralLow, float64(t.pool.low), netns)
 	out.add(ephemeralHigh, float64(t.pool.high), netns)
 
@@ -478,8 +480,11 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 			}
 		}
 	}
-	shared := t.locals.shared()
-	most := unionLen(shared, shared)
+	most := 0
+	for f := range numFamilies {
+		shared := t.locals.shared(f)
+		most = max(most, unionLen(shared, shared))
+	}
 	for _, l := range largest(locals, n.locals, func(a, b local) int {
 		return cmp.Or(cmp.Compare(b.used, a.used), a.addr.Compare(b.addr))
 	}) {

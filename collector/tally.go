@@ -83,6 +83,7 @@ type tally struct {
 	listenerPorts map[uint16]*listenerPort
 	acceptQueues  map[tcptable.Endpoint]uint64
 
+	v6Only    portSet // ports whose listeners on :: take no IPv4, which rows of /proc don't tell
 	heldPorts portSet // of the pool, held whatever the destination: by LISTEN and Bound rows
 	locals    localPorts
 }
@@ -169,7 +170,7 @@ func (t *tally) add(s *tcptable.Socket) {
 	t.rows[s.Table]++
 	family := familyOf(s.Local.Addr)
 	if s.Kind == tcptable.Bound {
-		t.holdForAll(s.Local)
+		t.holdForAll(s)
 		return
 	}
 	if s.State == tcptable.Listen {
@@ -247,14 +248,21 @@ func (t *tally) addListener(s *tcptable.Socket) {
 	}
 	t.listenerPort(port)
 	t.acceptQueues[s.Local] += uint64(s.RxQueue)
-	t.holdForAll(s.Local)
+	t.holdForAll(s)
 }
 
-// holdForAll notes that connect can use the port for no destination.
-func (t *tally) holdForAll(local tcptable.Endpoint) {
-	if t.pool != nil && t.pool.ports.has(local.Port) {
-		t.heldPorts.add(local.Port)
-		t.locals.hold(&local)
+// holdForAll notes that connect can use the port for no destination. A dual-stack
+// socket on :: takes it on all IPv4 addresses too (ipv6_rcv_saddr_equal in
+// net/ipv6/inet6_hashtables.c).
+func (t *tally) holdForAll(s *tcptable.Socket) {
+	port := s.Local.Port
+	if t.pool == nil || !t.pool.ports.has(port) {
+		return
+	}
+	t.heldPorts.add(port)
+	t.locals.hold(&s.Local)
+	if s.Local.Addr == anyAddr(ipv6) && !s.V6Only && !(s.State == tcptable.Listen && t.v6Only.has(port)) {
+		t.locals.hold(&tcptable.Endpoint{Addr: anyAddr(ipv4), Port: port})
 	}
 }
 

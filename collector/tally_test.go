@@ -376,8 +376,68 @@ func TestBindRatio(t *testing.T) {
 	f(1./8, 1, "tcp listen 127.0.0.1:40001 0.0.0.0:0")
 	// Inbound connections hold the listener's port.
 	f(1./8, 1, "tcp listen 10.0.0.1:40001 0.0.0.0:0", "tcp established 10.0.0.1:40001 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.2:81")
+	// An IPv4 wildcard takes no port of an IPv6 address.
+	f(1./8, 2, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp6 established [2001:db8::1]:40000 [2001:db8::2]:80")
+	f(2./8, 2, "tcp6 listen [::]:40001 [::]:0", "tcp6 established [2001:db8::1]:40000 [2001:db8::2]:80")
 	// Not in the pool: beside it, or reserved.
 	f(0, 0, "tcp established 10.0.0.1:39999 10.0.0.2:80", "tcp established 10.0.0.1:40008 10.0.0.2:80", "tcp listen 0.0.0.0:40009 0.0.0.0:0")
+}
+
+// TestBindRatioV6Only has sockets on :: that take no IPv4, whether their rows say so
+// or a dump of listeners did.
+func TestBindRatioV6Only(t *testing.T) {
+	pool := portsOf(t, 40000, 40009, "")
+	f := func(wantIPv4, wantIPv6 float64, v6Only portSet, rows ...tcptable.Socket) {
+		t.Helper()
+		counted := newTally(32, 128)
+		counted.reset(pool)
+		counted.v6Only = v6Only
+		for i := range rows {
+			counted.add(&rows[i])
+		}
+		counted.finish()
+		p := gather(t, constant(counted.samples("test", everything, nil)))
+		p.want(t, wantIPv4, "tcp_local_port_utilisation_ratio", "local_ip", "10.0.0.1")
+		p.want(t, wantIPv6, "tcp_local_port_utilisation_ratio", "local_ip", "2001:db8::1")
+		p.want(t, max(wantIPv4, wantIPv6), "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
+		p.want(t, 0.3, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind_any")
+		// connect() can use it for neither family.
+		p.want(t, 0.2, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.2")
+	}
+	told := func(s tcptable.Socket) tcptable.Socket { s.V6Only = true; return s }
+	idle := socket("tcp6 close [::]:40001 [::]:0")
+	idle.Kind = tcptable.Bound
+	listener := socket("tcp6 listen [::]:40001 [::]:0")
+	four, six := socket("tcp established 10.0.0.1:40000 10.0.0.2:80"), socket("tcp6 established [2001:db8::1]:40002 [2001:db8::2]:80")
+	var ports portSet
+	ports.add(40001)
+	f(0.2, 0.2, portSet{}, listener, four, six)
+	f(0.1, 0.2, portSet{}, told(listener), four, six)
+	f(0.1, 0.2, ports, listener, four, six)
+	f(0.2, 0.2, portSet{}, idle, four, six)
+	f(0.1, 0.2, portSet{}, told(idle), four, six)
+	f(0.2, 0.2, ports, idle, four, six) // another socket's port
+	f(0.2, 0.2, portSet{}, told(listener), listener, four, six)
+}
+
+// TestBindAnyRatio counts ports that anybody holds anywhere.
+func TestBindAnyRatio(t *testing.T) {
+	pool := portsOf(t, 40000, 40009, "")
+	f := func(want, bind float64, rows ...string) {
+		t.Helper()
+		p := tallied(t, pool, everything, sockets(rows...)...)
+		p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind_any")
+		p.want(t, bind, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
+	}
+	f(0, 0)
+	var half []string
+	for i := range 5 {
+		half = append(half, fmt.Sprintf("tcp established 127.0.0.1:%d 127.0.0.1:80", 40000+i), fmt.Sprintf("tcp time_wait 127.0.0.2:%d 127.0.0.1:80", 40005+i))
+	}
+	f(1, 0.5, half...)
+	f(0.2, 0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp6 established [2001:db8::1]:40001 [2001:db8::2]:80")
+	f(0.1, 0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp6 established [2001:db8::1]:40000 [2001:db8::2]:80")
+	f(0.1, 0.1, "tcp listen 10.0.0.1:40000 0.0.0.0:0", "tcp established 10.0.0.1:39999 10.0.0.2:80")
 }
 
 // TestPoolEmpty has a pool of no port: nothing connects.
@@ -387,6 +447,7 @@ func TestPoolEmpty(t *testing.T) {
 	p.want(t, 0, "tcp_ephemeral_ports_used")
 	p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 	p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
+	p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind_any")
 }
 
 // TestPoolUnknown leaves out what needs the pool, and nothing else.

@@ -48,6 +48,7 @@ func (d *SockDiag) Close() error {
 const (
 	getSock       = 18 // TCPDIAG_GETSOCK, the request of before Linux 3.3
 	attrShutdown  = 8  // INET_DIAG_SHUTDOWN
+	attrV6Only    = 11 // INET_DIAG_SKV6ONLY
 	boundInactive = 13 // TCP_BOUND_INACTIVE, since Linux 6.8
 
 	// ownNet is the net directory of the namespace sock_diag shows.
@@ -332,6 +333,7 @@ func parseDiag(diag []byte, s *Socket) error {
 	s.TxQueue = binary.NativeEndian.Uint32(m[diagWQueue:])
 	s.Inode = uint64(binary.NativeEndian.Uint32(m[diagInode:]))
 	s.Kind, s.TimerLeft, s.Backlog = Full, 0, 0
+	full := parseAttrs(diag[diagLength:], s)
 	switch {
 	case s.State == newSynRecv:
 		s.State, s.Kind = SynRecv, Request
@@ -347,24 +349,30 @@ func parseDiag(diag []byte, s *Socket) error {
 		s.Kind = Bound
 	case s.State == Listen:
 		s.Backlog, s.TxQueue = s.TxQueue, 0
-	case s.State == SynRecv && !hasAttr(diag[diagLength:], attrShutdown):
+	case s.State == SynRecv && !full:
 		s.Kind = Request
 	}
 	return nil
 }
 
-// hasAttr reports whether one of the attributes is of the kind. Of full sockets
-// only, the kernel says which ways are shut down.
-func hasAttr(attrs []byte, kind uint16) bool {
+// parseAttrs reads the attributes behind a struct inet_diag_msg
+// (inet_diag_msg_attrs_fill in net/ipv4/inet_diag.c) into s, and reports whether
+// they are of a full socket: of those only, the kernel says which ways are shut down.
+func parseAttrs(attrs []byte, s *Socket) (full bool) {
+	s.V6Only = false
 	for len(attrs) >= unix.SizeofNlAttr {
 		length := int(binary.NativeEndian.Uint16(attrs))
-		if binary.NativeEndian.Uint16(attrs[2:]) == kind {
-			return true
+		if length < unix.SizeofNlAttr || length > len(attrs) {
+			return full
 		}
-		if length < unix.SizeofNlAttr {
-			return false
+		payload := attrs[unix.SizeofNlAttr:length]
+		switch binary.NativeEndian.Uint16(attrs[2:]) {
+		case attrShutdown:
+			full = true
+		case attrV6Only:
+			s.V6Only = len(payload) > 0 && payload[0] != 0
 		}
 		attrs = attrs[min((length+3)&^3, len(attrs)):]
 	}
-	return false
+	return full
 }

@@ -25,9 +25,13 @@ import (
 
 // diagText is a socket as testdata/sockdiag writes it down.
 func diagText(s Socket) string {
-	return fmt.Sprintf("%v %v %s %v %v rx=%d tx=%d backlog=%d left=%v inode=%d",
+	text := fmt.Sprintf("%v %v %s %v %v rx=%d tx=%d backlog=%d left=%v inode=%d",
 		s.Table, s.State, [...]string{Full: "full", Mini: "mini", Request: "request", Bound: "bound"}[s.Kind],
 		addrPort(s.Local), addrPort(s.Remote), s.RxQueue, s.TxQueue, s.Backlog, s.TimerLeft, s.Inode)
+	if s.V6Only {
+		text += " v6only"
+	}
+	return text
 }
 
 // parseAnswer parses the datagrams that answer the request seq. The sockets it
@@ -38,7 +42,7 @@ func parseAnswer(kind uint16, seq uint32, datagrams ...[]byte) (sockets []Socket
 			return sockets, false, errors.New("a datagram behind the last one")
 		}
 		done, err = parseReply(datagram, kind, seq, func(diag []byte) error {
-			s := Socket{Backlog: 99, TimerLeft: 99, Kind: Bound} // what the row before may have left
+			s := Socket{Backlog: 99, TimerLeft: 99, Kind: Bound, V6Only: true} // what the row before may have left
 			if err := parseDiag(diag, &s); err != nil {
 				return err
 			}
@@ -140,10 +144,10 @@ func TestParseReplyAgreesWithProc(t *testing.T) {
 	}
 }
 
-// undated is a socket without its timer, which the clock changes, and without its
-// backlog, which /proc does not tell.
+// undated is a socket without its timer, which the clock changes, and without what
+// /proc does not tell.
 func undated(s Socket) Socket {
-	s.TimerLeft, s.Backlog = 0, 0
+	s.TimerLeft, s.Backlog, s.V6Only = 0, 0, false
 	return s
 }
 
@@ -389,7 +393,10 @@ func TestParseDiag(t *testing.T) {
 	f(m(unix.AF_INET, newSynRecv, 1), request)
 	f(m(unix.AF_INET, newSynRecv, 1), request, shutdown)
 	// Bound and idle.
-	f(m(unix.AF_INET6, uint8(Close), 0), "tcp6 close bound [c000:201::]:8080 [ffff:ffff::]:65535 rx=0 tx=0 backlog=0 left=0s inode=0")
+	const idle = "tcp6 close bound [c000:201::]:8080 [ffff:ffff::]:65535 rx=0 tx=0 backlog=0 left=0s inode=0"
+	f(m(unix.AF_INET6, uint8(Close), 0), idle)
+	f(m(unix.AF_INET6, uint8(Close), 0), idle, shutdown, attribute(attrV6Only, 0), mark)
+	f(m(unix.AF_INET6, uint8(Close), 0), idle+" v6only", shutdown, attribute(attrV6Only, 1), mark)
 }
 
 func TestParseDiagRefuses(t *testing.T) {
@@ -425,12 +432,12 @@ func TestParseDiagRefuses(t *testing.T) {
 	}
 }
 
-// TestHasAttr has lists of attributes, malformed ones too: those say nothing.
-func TestHasAttr(t *testing.T) {
+// TestParseAttrs has lists of attributes, malformed ones too: those say nothing.
+func TestParseAttrs(t *testing.T) {
 	f := func(want bool, attributes ...[]byte) {
 		t.Helper()
 		list := bytes.Join(attributes, nil)
-		if got := hasAttr(list, attrShutdown); got != want {
+		if got := parseAttrs(list, new(Socket)); got != want {
 			t.Errorf("%x: %v, want %v", list, got, want)
 		}
 	}
@@ -454,6 +461,22 @@ func TestHasAttr(t *testing.T) {
 	f(false, encode(uint16(13), uint16(5)), shutdown)
 	f(false, encode(uint16(0xffff), uint16(5)), shutdown)
 	f(false, encode(uint16(9), uint16(5)), shutdown[:4]) // the padding of the first takes the second
+	f(false, shutdown[:4])
+
+	v6Only := func(want bool, attributes ...[]byte) {
+		t.Helper()
+		s := Socket{V6Only: true} // what the row before may have left
+		if parseAttrs(bytes.Join(attributes, nil), &s); s.V6Only != want {
+			t.Errorf("%x: V6Only is %v, want %v", bytes.Join(attributes, nil), s.V6Only, want)
+		}
+	}
+	v6Only(false)
+	v6Only(false, shutdown, other)
+	v6Only(false, shutdown, attribute(attrV6Only, 0))
+	v6Only(true, shutdown, attribute(attrV6Only, 1), other)
+	v6Only(true, attribute(attrV6Only, 1)[:5])
+	v6Only(false, attribute(attrV6Only, 1)[:4])
+	v6Only(false, attribute(attrV6Only))
 }
 
 // TestRequest reads the requests as the kernel does.
@@ -547,6 +570,20 @@ func diagSlowly(diag []byte) (s Socket, ok bool) {
 	}
 	s.Local = Endpoint{local.As16(), binary.BigEndian.Uint16(m.SourcePort[:])}
 	s.Remote = Endpoint{remote.As16(), binary.BigEndian.Uint16(m.DestPort[:])}
+	full := false
+	for attrs := diag[72:]; len(attrs) >= 4; { // man 7 rtnetlink, RTA_OK and RTA_NEXT
+		length := int(binary.NativeEndian.Uint16(attrs))
+		if length < 4 || length > len(attrs) {
+			break
+		}
+		switch kind := binary.NativeEndian.Uint16(attrs[2:]); {
+		case kind == 8:
+			full = true
+		case kind == 11:
+			s.V6Only = length > 4 && attrs[4] != 0
+		}
+		attrs = attrs[min((length+3)&^3, len(attrs)):]
+	}
 	switch {
 	case m.State == 12:
 		s.State, s.Kind = SynRecv, Request
@@ -559,17 +596,7 @@ func diagSlowly(diag []byte) (s Socket, ok bool) {
 		s.Kind = Bound
 	case s.State == Listen:
 		s.Backlog, s.TxQueue = m.WQueue, 0
-	case s.State == SynRecv:
-		for attrs := diag[72:]; len(attrs) >= 4; { // man 7 rtnetlink, RTA_NEXT
-			if binary.NativeEndian.Uint16(attrs[2:]) == 8 {
-				return s, true
-			}
-			length := int(binary.NativeEndian.Uint16(attrs))
-			if length < 4 {
-				break
-			}
-			attrs = attrs[min((length+3)&^3, len(attrs)):]
-		}
+	case s.State == SynRecv && !full:
 		s.Kind = Request
 	}
 	return s, true

@@ -131,6 +131,9 @@ type Socket struct {
 	// Backlog is the longest accept queue of a LISTEN row; the queue is full when
 	// RxQueue is more than that. Only sock_diag tells it, else it is 0.
 	Backlog uint32
+	// V6Only is whether an AF_INET6 socket that listens, or is Bound, takes no IPv4
+	// (IPV6_V6ONLY, man 7 ipv6). Only sock_diag tells it, else it is false.
+	V6Only bool
 	// TimerLeft is the time until a Mini goes away. It stays 0 for up to the
 	// last two seconds, because the kernel fires these timers late
 	// (kernel/time/timer.c). It is 0 for other kinds.

@@ -360,6 +360,99 @@ func TestBindExhaustion(t *testing.T) {
 	}
 }
 
+// v6Only listens on all IPv6 addresses and no IPv4 one.
+func v6Only(t *testing.T, port uint16) {
+	t.Helper()
+	s := newSocket(t, unix.AF_INET6)
+	s.set(t, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
+	s.bind(t, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+	if err := unix.Listen(s.fd, 1); err != nil {
+		t.Fatal(os.NewSyscallError("listen", err))
+	}
+}
+
+// TestV6OnlyListeners has listeners on :: that take no IPv4: bind() on an IPv4
+// address may have their ports, connect() and bind() on an IPv6 address may not.
+func TestV6OnlyListeners(t *testing.T) {
+	for _, v := range []struct {
+		ip   netip.Addr
+		want int
+	}{{loopback4, 10}, {loopback6, 4}} {
+		t.Run(v.ip.String(), func(t *testing.T) {
+			inNamespace(t, func(t *testing.T) {
+				bothSources(t)
+				setPorts(t, 40000, 40009, "")
+				for port := range uint16(6) {
+					v6Only(t, 40000+port)
+				}
+				es := startExporters(t)
+				for _, p := range es.scrape(t) {
+					for _, pool := range []string{"connect", "bind", "bind_any"} {
+						p.want(t, 0.6, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
+					}
+				}
+				s := serve(t, v.ip, 9000)
+				n := exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
+					client := newSocket(t, s.family)
+					if err := client.tryBind(netip.AddrPortFrom(v.ip, 0)); err != nil {
+						return err
+					}
+					_, err := s.join(t, client)
+					return err
+				})
+				wantCalls(t, n, v.want)
+			})
+		})
+	}
+}
+
+// TestBindAnyExhaustion does it for bind(::, 0), which wants a port that nobody
+// uses on any address of either family.
+func TestBindAnyExhaustion(t *testing.T) {
+	for _, v := range []struct {
+		name    string
+		want    int
+		prepare func(t *testing.T)
+	}{
+		{"empty", 10, func(*testing.T) {}},
+		{"half_the_pool_on_each_of_two_IPs", 0, func(t *testing.T) {
+			for i, ip := range []string{"127.0.0.1", "127.0.0.2"} {
+				s := serve(t, netip.MustParseAddr(ip), 9000)
+				s.mustConnectFrom(t, s.at.Addr(), uint16(40000+5*i), 5)
+			}
+			for _, p := range startExporters(t).scrape(t) {
+				p.want(t, 0.5, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
+			}
+		}},
+		{"connected_from_one_IP", 6, func(t *testing.T) { serve(t, loopback4, 9000).mustConnect(t, 4) }},
+		{"connected_over_IPv6", 6, func(t *testing.T) { serve(t, loopback6, 9000).mustConnect(t, 4) }},
+		{"listeners", 7, func(t *testing.T) {
+			listen(t, netip.MustParseAddrPort("127.0.0.77:40000"), 1)
+			listen(t, netip.MustParseAddrPort("[::1]:40001"), 1)
+			v6Only(t, 40002)
+		}},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			inNamespace(t, func(t *testing.T) {
+				setPorts(t, 40000, 40009, "")
+				v.prepare(t)
+				n := exhaust(t, startExporters(t), "bind_any", unix.EADDRINUSE, 0, func() error {
+					// As a server does that listens on any free port.
+					s := newSocket(t, unix.AF_INET6)
+					if err := s.tryBind(netip.AddrPortFrom(netip.IPv6Unspecified(), 0)); err != nil {
+						return err
+					}
+					return unix.Listen(s.fd, 1)
+				})
+				wantCalls(t, n, v.want)
+				if err := unix.Listen(newSocket(t, unix.AF_INET6).fd, 1); v.want == 0 && !errors.Is(err, unix.EADDRINUSE) {
+					t.Errorf("listen() without bind(): %v, want EADDRINUSE", err)
+				}
+			})
+		})
+	}
+}
+
 // TestIdleBoundSockets has sockets that were bound and never connected. They
 // are in no table of /proc, but sock_diag shows them since Linux 6.8: with it the
 // gauges are exact.

@@ -235,7 +235,7 @@ func compareAlwaysThere(t *testing.T, p page) {
 			t.Errorf("tcp_time_wait_remaining_seconds{%s}: %d series, want 1", direction, n)
 		}
 	}
-	for _, pool := range []string{"connect", "bind"} {
+	for _, pool := range []string{"connect", "bind", "bind_any"} {
 		p.value(t, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
 	}
 	for _, by := range []string{"remote", "destination", "local_ip"} {

@@ -1,6 +1,9 @@
 package main
 
-import "github.com/grafana/grafana-foundation-sdk/go/dashboard"
+import (
+	"github.com/grafana/grafana-foundation-sdk/go/common"
+	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
+)
 
 // destinationsBoard says which destination, port and listener it is.
 func destinationsBoard() Board {
@@ -16,12 +19,17 @@ func destinationsBoard() Board {
 			{"", []Panel{
 				{
 					Title: "Worst destination",
-					Description: "The share of the ephemeral ports that a new connect() to the worst destination can't use. It is exact when no client binds a port before it connects, " +
-						"else a lower bound. At 100 % connect() fails with \"Cannot assign requested address\".",
+					Description: "The share of the ephemeral ports that a new connect() to the worst destination can't use. \"At least\" is exact when no client binds a port before it connects. " +
+						"\"At most\" is right when all do: such a port is kept from every destination. At 100 % connect() fails with \"Cannot assign requested address\".\n\n" +
+						"It fails, and \"at least\" is low? The runbook of TCPBindPortsNearExhaustion tells how to prove who binds first.",
 					Unit: "percentunit", Width: quarter, Height: 5,
-					Draw:    bigNumber().Min(0).Max(1).Decimals(0),
-					Queries: []Query{{Expr: `tcp_ephemeral_port_utilisation_ratio{@netns,pool="connect"}`, Instant: true}},
-					Limits:  []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
+					Draw: bigNumber().Min(0).Max(1).Decimals(0).TextMode(common.BigValueTextModeValueAndName).OverrideByName("at most", colour(grey)),
+					Queries: []Query{
+						{Expr: `tcp_ephemeral_port_utilisation_ratio{@netns,pool="connect"}`, Legend: "at least", Instant: true},
+						{Expr: `tcp_ephemeral_port_utilisation_ratio{@netns,pool="bind_any"}`, Legend: "at most", Instant: true},
+					},
+					Limits:   []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
+					Runbooks: []string{"TCPBindPortsNearExhaustion"},
 				},
 				{
 					Title: "Ports a destination can have",
@@ -66,13 +74,13 @@ func destinationsBoard() Board {
 				{
 					Title: "Both pools, lower and upper bound",
 					Description: "connect(): between \"worst destination\" (no client binds before it connects) and \"held by anything\" (all do). The kernel does not tell which clients bind. " +
-						"bind(ip, 0): \"worst local IP\" is exact.\n\nA gap between the bounds is harmless as long as clients just connect.",
+						"bind(ip, 0): \"worst local IP\" is exact. bind(::, 0) and listen() without bind() need a port that is not held by anything.\n\nA gap between the bounds is harmless as long as clients just connect.",
 					Unit: "percentunit", Width: half, Height: 9,
 					Draw: withColours(linesWithLimits().Max(1), named{"worst destination (lower bound)", blue}, named{"worst local IP (bind)", purple},
 						named{"held by anything (upper bound)", sky}),
 					Queries: []Query{
 						{Expr: `tcp_ephemeral_port_utilisation_ratio{@netns,pool="connect"}`, Legend: "worst destination (lower bound)"},
-						{Expr: `tcp_ephemeral_ports_used{@netns} / tcp_ephemeral_ports{@netns}`, Legend: "held by anything (upper bound)"},
+						{Expr: `tcp_ephemeral_port_utilisation_ratio{@netns,pool="bind_any"}`, Legend: "held by anything (upper bound)"},
 						{Expr: `tcp_ephemeral_port_utilisation_ratio{@netns,pool="bind"}`, Legend: "worst local IP (bind)"},
 					},
 					Limits: []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},

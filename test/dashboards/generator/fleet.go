@@ -30,7 +30,7 @@ func fleetBoard() Board {
 						"The table below says which one it is.",
 					Unit: "percentunit", Width: sixth, Height: 5,
 					Draw:    bigNumber().Min(0).Max(1).Decimals(0),
-					Queries: []Query{{Expr: `max(job_pool:tcp_ephemeral_port_utilisation_ratio:max{@jobs})`, Instant: true}},
+					Queries: []Query{{Expr: `max(job_pool:tcp_ephemeral_port_utilisation_ratio:max{@jobs,pool=~"connect|bind"})`, Instant: true}},
 					Limits:  []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
 				},
 				{
@@ -77,7 +77,7 @@ func fleetBoard() Board {
 					"percentunit",
 					Column{
 						Name: "in use", Limit: true,
-						Expr: `topk(20, max by (job, instance, netns) (tcp_ephemeral_port_utilisation_ratio{@jobs}))`,
+						Expr: `topk(20, max by (job, instance, netns) (tcp_ephemeral_port_utilisation_ratio{@jobs,pool=~"connect|bind"}))`,
 					},
 					"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"),
 				worstPanel("Who runs out of ports soonest?",
@@ -85,7 +85,7 @@ func fleetBoard() Board {
 					"s",
 					Column{
 						Name: "empty in", Ascending: true,
-						Expr: `bottomk(20, min by (job, instance, netns) (instance_netns_pool:tcp_ephemeral_port_exhaustion:seconds{@jobs}))`,
+						Expr: `bottomk(20, min by (job, instance, netns) (instance_netns_pool:tcp_ephemeral_port_exhaustion:seconds{@jobs,pool=~"connect|bind"}))`,
 					}),
 				worstPanel("Most TIME_WAITs of their limit",
 					"TIME_WAIT sockets of net.ipv4.tcp_max_tw_buckets. Past 100 % the kernel drops new ones at once. Click a machine to see who holds them.",
@@ -108,7 +108,7 @@ func fleetBoard() Board {
 			{"Since when?", []Panel{
 				{
 					Title:       "Fullest port pool by job",
-					Description: "The worst namespace of each job, for connect() and for bind(), with the limits of the alerts.",
+					Description: "The worst namespace of each job, for connect(), for bind() on one local IP and for bind() on all (bind_any), with the limits of the alerts.",
 					Unit:        "percentunit", Width: half, Height: 9,
 					Draw:    linesWithLimits().Max(1),
 					Queries: []Query{{Expr: `job_pool:tcp_ephemeral_port_utilisation_ratio:max{@jobs}`, Legend: "{{job}} {{pool}}"}},

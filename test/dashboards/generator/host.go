@@ -24,7 +24,7 @@ func hostBoard() Board {
 						"Past the first limit connect() is already slow. See below which remote it is, and the destinations dashboard for the port it is on.",
 					Unit: "percentunit", Width: sixth, Height: 5,
 					Draw:     bigNumber().Min(0).Max(1).Decimals(0),
-					Queries:  []Query{{Expr: `max(tcp_ephemeral_port_utilisation_ratio{@netns})`, Instant: true}},
+					Queries:  []Query{{Expr: `max(tcp_ephemeral_port_utilisation_ratio{@netns,pool=~"connect|bind"})`, Instant: true}},
 					Limits:   []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
 					Runbooks: []string{"TCPBindPortsNearExhaustion"},
 				},
@@ -133,24 +133,25 @@ func hostBoard() Board {
 			{"How long have I got?", []Panel{
 				{
 					Title: "Ports in use, against the alerts' limits",
-					Description: "\"connect\" is the worst destination, \"bind\" the worst local IP. At 100 % the next such call fails. " +
+					Description: "\"connect\" is the worst destination, \"bind\" the worst local IP, \"bind_any\" all local IPs together. At 100 % the next such call fails: " +
+						"bind_any is for bind(::, 0) and listen() without bind(), and the upper bound of connect for clients that bind first.\n\n" +
 						"Half is a limit of its own: from there the kernel searches through the used ports and connect() gets 50 to 300 times slower.",
 					Unit: "percentunit", Width: fullWidth - quarter, Height: 8,
-					Draw:     withColours(linesWithLimits().Max(1), named{"connect", blue}, named{"bind", purple}),
+					Draw:     withColours(linesWithLimits().Max(1), named{"connect", blue}, named{"bind", purple}, named{"bind_any", sky}),
 					Queries:  []Query{{Expr: `tcp_ephemeral_port_utilisation_ratio{@netns}`, Legend: "{{pool}}"}},
 					Limits:   []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
 					Runbooks: []string{"TCPBindPortsNearExhaustion"},
 				},
 				{
 					Title: "Until a pool is empty",
-					Description: "When the fuller pool will be empty if it goes on as in the last 3 minutes. " +
+					Description: "When the fuller pool, connect or bind, will be empty if it goes on as in the last 3 minutes. " +
 						"A pool that does not fill, or only within more than a day, reads \"not filling\".",
 					Unit: "s", Width: quarter, Height: 8,
 					Draw: bigNumber().Decimals(0).Mappings(from(day, dashboard.ValueMappingResult{Text: new("not filling"), Color: new(green)})),
 					// A pool that stands still or drains would be full after an endless time; the smallest slope keeps that a number.
 					Queries: []Query{{
-						Expr: `min(clamp_max((1 - max_over_time(tcp_ephemeral_port_utilisation_ratio{@netns}[1m])) / ` +
-							`clamp_min(deriv(tcp_ephemeral_port_utilisation_ratio{@netns}[3m]), 1e-12), 86400))`,
+						Expr: `min(clamp_max((1 - max_over_time(tcp_ephemeral_port_utilisation_ratio{@netns,pool=~"connect|bind"}[1m])) / ` +
+							`clamp_min(deriv(tcp_ephemeral_port_utilisation_ratio{@netns,pool=~"connect|bind"}[3m]), 1e-12), 86400))`,
 						Instant: true,
 					}},
 					Horizon: "TCPEphemeralPortsExhaustionPredicted",
