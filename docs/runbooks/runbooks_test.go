@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -125,6 +126,107 @@ func TestLinks(t *testing.T) {
 			if !found {
 				t.Errorf("%s: link %s: no such heading", name, link[1])
 			}
+		}
+	}
+}
+
+var (
+	codeRE = regexp.MustCompile("`([^`]+)`|\\b(E[A-Z]{3,}|WSA[A-Z]+)\\b")
+	pageRE = regexp.MustCompile(`\]\(([^)]+)\)`)
+)
+
+// errorRow is a row of the index's first table: the words of an error, each as a
+// pattern, and the pages or headings to go on with.
+type errorRow struct {
+	words   []*regexp.Regexp
+	targets []string
+}
+
+func errorRows(t *testing.T) []errorRow {
+	t.Helper()
+	source, err := fs.ReadFile(files, index+".md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(source), "\n|---|---|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	var rows []errorRow
+	for line := range strings.Lines(table) {
+		cells := strings.Split(strings.TrimSpace(line), " | ")
+		if len(cells) != 4 {
+			t.Fatalf("%d cells in %q", len(cells), line)
+		}
+		var row errorRow
+		for _, found := range codeRE.FindAllStringSubmatch(cells[0], -1) {
+			words := found[1] + found[2]
+			if strings.HasSuffix(words, "()") || strings.HasPrefix(words, "::") { // a call or an address: no error yet
+				continue
+			}
+			pattern := strings.ReplaceAll(regexp.QuoteMeta(words), `\.\.\.`, ".*")
+			row.words = append(row.words, regexp.MustCompile(`(?i)(^|\W)`+pattern+`(\W|$)`))
+		}
+		for _, link := range pageRE.FindAllStringSubmatch(cells[2]+cells[3], -1) {
+			row.targets = append(row.targets, strings.TrimSuffix(link[1], ".md"))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// What programs print, whole lines of them, leads to the pages with the causes that it can have.
+func TestErrorTable(t *testing.T) {
+	const (
+		connectPorts = "TCPEphemeralPortsNearExhaustion"
+		bindPorts    = "TCPBindPortsNearExhaustion"
+		overflow     = "TCPListenQueueOverflowing"
+		noAddress    = "#no-free-port-or-no-address"
+		taken        = "#a-services-port-is-taken"
+		udp          = "#udp-without-ports"
+		unix         = "#a-unix-sockets-queue"
+		nat          = "#nat-without-ports"
+	)
+	rows := errorRows(t)
+	for _, v := range []struct {
+		pasted string
+		want   []string
+	}{
+		{`connect() to 192.0.2.20:8080 failed (99: Cannot assign requested address) while connecting to upstream`, []string{connectPorts, noAddress}},
+		{`dial tcp [::1]:9000: connect: cannot assign requested address`, []string{connectPorts, noAddress}},
+		{`OSError: [Errno 99] Cannot assign requested address`, []string{connectPorts, noAddress}},
+		{`connect EADDRNOTAVAIL 127.0.0.1:9000 - Local (0.0.0.0:0)`, []string{connectPorts, noAddress}},
+		{`java.net.NoRouteToHostException: Cannot assign requested address (Address not available)`, []string{connectPorts, noAddress}},
+		{`java.net.BindException: Cannot assign requested address`, []string{connectPorts, noAddress}},
+		{`java.net.SocketException: Protocol family unavailable`, []string{noAddress}},
+		{`Connect() failed for backend app: no free ports.`, []string{connectPorts}},
+		{`Cannot bind to source address before connect() for backend app. Aborting.`, []string{bindPorts + ".md#what-cures-it"}},
+		{`bind() to 0.0.0.0:40005 failed (98: Address already in use)`, []string{bindPorts, udp, taken}},
+		{`Error: listen EADDRINUSE: address already in use :::40005`, []string{bindPorts, udp, taken}},
+		{`dial udp 192.0.2.53:53: connect: resource temporarily unavailable`, []string{udp}},
+		{`socket.gaierror: [Errno -3] Temporary failure in name resolution`, []string{udp}},
+		{`getaddrinfo EAI_AGAIN db.example`, []string{udp}},
+		{`java.net.UnknownHostException: db.example`, []string{udp}},
+		{`connect() to unix:/run/app.sock failed (11: Resource temporarily unavailable) while connecting to upstream`, []string{udp, unix}},
+		{`Connect() failed for backend app: can't connect to destination unix socket, check backlog size on the server.`, []string{unix}},
+		{`java.net.SocketException: No buffer space available (maximum connections reached?): connect`, []string{"TCPMemoryPressure", "#windows"}},
+		{`Only one usage of each socket address (protocol/network address/port) is normally permitted.`, []string{"#windows"}},
+		{`accept4: too many open files in system`, []string{"TCPCloseWaitLeak", "FileHandlesNearLimit"}},
+		{`upstream timed out (110: Connection timed out) while connecting to upstream`, []string{overflow, nat}},
+		{`nf_conntrack: nf_conntrack: table full, dropping packet`, []string{nat}},
+		{`read tcp 192.0.2.10:41422->192.0.2.20:8080: read: connection reset by peer`, []string{overflow, "TCPConnectionsAbortedForMemory"}},
+		{`TCP: request_sock_TCP: Possible SYN flooding on port 0.0.0.0:8443. Sending cookies.`, []string{overflow, "TCPSynFlood"}},
+	} {
+		var got []string
+		for _, row := range rows {
+			if slices.ContainsFunc(row.words, func(words *regexp.Regexp) bool { return words.MatchString(v.pasted) }) {
+				for _, target := range row.targets {
+					if !slices.Contains(got, target) {
+						got = append(got, target)
+					}
+				}
+			}
+		}
+		if !slices.Equal(got, v.want) {
+			t.Errorf("%q leads to %q, want %q", v.pasted, got, v.want)
 		}
 	}
 }
