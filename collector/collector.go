@@ -55,7 +55,8 @@ type Collector struct {
 	logger log.Logger
 
 	ports     flight[*pool]
-	kernel    flight[samples]
+	kernel    []kernelPart
+	kernels   []flight[samples] // one for each of them
 	listeners flight[*listening]
 	sockets   flight[samples]
 
@@ -82,9 +83,11 @@ func New(ctx context.Context, cfg Config, logger log.Logger) (*Collector, error)
 		logger:    logger,
 		tally:     newTally(cfg.RemotePrefixIPv4, cfg.RemotePrefixIPv6),
 		procfs:    tcptable.NewProcNet(cfg.Namespace.Dir),
+		kernel:    kernel{cfg.ProcRoot, cfg.Namespace}.parts(),
 		rows:      counter(rowsRead),
 		malformed: counter(malformedRows),
 	}
+	c.kernels = make([]flight[samples], len(c.kernel))
 	for t := range tcptable.NumTables {
 		c.rows.WithLabelValues(t.String())
 		c.malformed.WithLabelValues(t.String())
@@ -142,8 +145,8 @@ func (s scrape) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. A part that fails has no metrics but
-// its success of 0; why is in the log.
+// Collect implements prometheus.Collector. A part that fails has a success of 0, and
+// no metrics but those of the sysctls that did not fail; why is in the log.
 func (s scrape) Collect(ch chan<- prometheus.Metric) {
 	var out samples
 	ns := s.cfg.Namespace
@@ -161,9 +164,9 @@ func (s scrape) Collect(ch chan<- prometheus.Metric) {
 		})
 	}
 	out.add(netnsInfo, 1, ns.Name, ns.Dir, sysctls)
-	s.part(&out, "kernel", func() (samples, error) {
-		return s.Collector.kernel.do(s.ctx, kernel{s.cfg.ProcRoot, ns}.read)
-	})
+	for i, k := range s.kernel {
+		s.part(&out, k.name, func() (samples, error) { return s.kernels[i].do(s.ctx, k.read) })
+	}
 	l := new(listening)
 	if s.diag != nil {
 		s.part(&out, "listeners", func() (samples, error) {
@@ -202,8 +205,8 @@ func (s scrape) part(out *samples, name string, read func() (samples, error)) {
 	out.add(collectorDuration, time.Since(start).Seconds(), s.cfg.Namespace.Name, name)
 }
 
-func (c *Collector) readPool(context.Context) (*pool, error) {
-	return readPool(c.cfg.ProcRoot)
+func (c *Collector) readPool(ctx context.Context) (*pool, error) {
+	return readPool(ctx, c.cfg.ProcRoot)
 }
 
 // listening is what sock_diag tells of listeners and /proc does not.

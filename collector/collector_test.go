@@ -70,7 +70,8 @@ func newLogged(t testing.TB, cfg Config) (*Collector, *lines) {
 // there, and the log says which file it was.
 func TestCollectParts(t *testing.T) {
 	metrics := map[string]string{ // one that tells that a part is there
-		"ports": "tcp_ephemeral_ports", "kernel": "kernel_file_handles", "sockets": "tcp_connections",
+		"ports": "tcp_ephemeral_ports", "sockets": "tcp_connections", "sockstat": "tcp_orphans", "snmp": "tcp_active_opens_total",
+		"netstat": "tcp_aborts_total", "sysctls": "tcp_time_wait_limit", "file-nr": "kernel_file_handles",
 	}
 	f := func(part, file, text string) {
 		t.Helper()
@@ -118,8 +119,11 @@ func TestCollectParts(t *testing.T) {
 	}
 	f("ports", "sys/net/ipv4/ip_local_port_range", "40009\t40000\n")
 	f("ports", "sys/net/ipv4/ip_local_reserved_ports", "x\n")
-	f("kernel", "net/snmp", "Tcp: A\n")
-	f("kernel", "sys/fs/file-nr", "none\n")
+	f("sockstat", "net/sockstat", "TCP: tw\n")
+	f("snmp", "net/snmp", "Tcp: A\n")
+	f("netstat", "net/netstat", "TcpExt: A\n")
+	f("sysctls", "sys/net/ipv4/tcp_max_tw_buckets", "none\n")
+	f("file-nr", "sys/fs/file-nr", "none\n")
 	f("sockets", "net/tcp", "")
 	f("sockets", "net/tcp", tableHeader+"garbage\n"+oneListener)
 	f("sockets", "net/tcp6", "garbage\n")
@@ -239,7 +243,7 @@ func TestCollectHangs(t *testing.T) {
 		}
 		cancel()
 		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
-		p.want(t, 1, "timewait_exporter_collector_success", "collector", "kernel")
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", "file-nr")
 		p.want(t, 1600, "kernel_file_handles")
 		p.wantNone(t, "tcp_connections")
 		if logged := out.take(); !strings.Contains(logged, "deadline exceeded") || strings.Count(logged, "\n") != 1 {
@@ -388,7 +392,7 @@ func TestNewSource(t *testing.T) {
 func TestCollectThisKernel(t *testing.T) {
 	cfg := fixture(t, "/proc")
 	p := scrapeOf(t, cfg)
-	for _, part := range []string{"ports", "kernel", "sockets"} {
+	for _, part := range []string{"ports", "sockets", "sockstat", "snmp", "netstat", "sysctls", "file-nr"} {
 		p.want(t, 1, "timewait_exporter_collector_success", "collector", part)
 	}
 	p.want(t, 1, "timewait_exporter_netns_info", "sysctls", "same")

@@ -7,60 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
-
-func TestParseCounters(t *testing.T) {
-	f := func(text string, want ...string) {
-		t.Helper()
-		var got []string
-		err := parseCounters([]byte(text), func(name, value string) error {
-			got = append(got, name+"="+value)
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
-	f("")
-	f("Tcp: A B\nTcp: 1 2\n", "Tcp.A=1", "Tcp.B=2")
-	f("Tcp: A B\nTcp: 1 -1", "Tcp.A=1", "Tcp.B=-1")
-	f("TcpExt: A\nTcpExt: 1\nIpExt: A\nIpExt: 2\n", "TcpExt.A=1", "IpExt.A=2")
-	f("Tcp:\nTcp:\n")
-	f("Tcp:  A   B \nTcp: 1  2 \n", "Tcp.A=1", "Tcp.B=2")
-	f("Tcp: A\nTcp: 18446744073709551615\n", "Tcp.A=18446744073709551615")
-	long := strings.Repeat(" X", 100_000)
-	if err := parseCounters([]byte("Tcp:"+long+"\nTcp:"+strings.Repeat(" 1", 100_000)+"\n"), func(string, string) error { return nil }); err != nil {
-		t.Errorf("long lines: %v", err)
-	}
-
-	bad := func(text, part string) {
-		t.Helper()
-		err := parseCounters([]byte(text), func(string, string) error { return nil })
-		if err == nil || !strings.Contains(err.Error(), part) {
-			t.Errorf("%q: %v, which should say %s", text, err, part)
-		}
-	}
-	bad("Tcp: A B\n", `"Tcp: A B"`)
-	bad("Tcp: A B\nTcp: 1\n", `"Tcp: 1"`)
-	bad("Tcp: A\nTcp: 1 2\n", `"Tcp: 1 2"`)
-	bad("Tcp: A\nUdp: 1\n", `"Udp: 1"`)
-	bad("Tcp: A\n\nTcp: 1\n", `"Tcp: A"`)
-
-	stop := errors.New("stop")
-	calls := 0
-	err := parseCounters([]byte("Tcp: A B\nTcp: 1 2\n"), func(string, string) error { calls++; return stop })
-	if !errors.Is(err, stop) || calls != 1 {
-		t.Errorf("%v after %d calls", err, calls)
-	}
-}
 
 // kernelFiles are those that kernel reads, each with a text that is good.
 func kernelFiles() map[string]string {
@@ -81,7 +32,7 @@ func kernelFiles() map[string]string {
 }
 
 // readKernel reads a copy of a proc file system with these files.
-func readKernel(t *testing.T, files map[string]string, own bool) (page, error) {
+func readKernel(t *testing.T, files map[string]string, own bool) (page, map[string]error) {
 	t.Helper()
 	root := t.TempDir()
 	for name, text := range files {
@@ -90,23 +41,33 @@ func readKernel(t *testing.T, files map[string]string, own bool) (page, error) {
 	return readKernelOf(t, root, own)
 }
 
-func readKernelOf(t *testing.T, root string, own bool) (page, error) {
+// readKernelOf returns the metrics of all parts, and the errors of those that fail.
+func readKernelOf(t *testing.T, root string, own bool) (page, map[string]error) {
 	t.Helper()
-	out, err := kernel{root, Namespace{Name: "test", Dir: filepath.Join(root, "net"), OwnSysctls: own}}.read(t.Context())
-	if err != nil {
-		if out != nil {
-			t.Errorf("%d metrics and %v", len(out), err)
+	var out samples
+	failed := make(map[string]error)
+	for _, part := range (kernel{root, Namespace{Name: "test", Dir: filepath.Join(root, "net"), OwnSysctls: own}}).parts() {
+		read, err := part.read(t.Context())
+		out = append(out, read...)
+		if err != nil {
+			failed[part.name] = err
 		}
-		return nil, err
 	}
-	return gather(t, constant(out)), nil
+	return gather(t, constant(out)), failed
+}
+
+// readGood reads files that are all in order.
+func readGood(t *testing.T, files map[string]string, own bool) page {
+	t.Helper()
+	p, failed := readKernel(t, files, own)
+	if len(failed) > 0 {
+		t.Error(failed)
+	}
+	return p
 }
 
 func TestKernel(t *testing.T) {
-	p, err := readKernel(t, kernelFiles(), true)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := readGood(t, kernelFiles(), true)
 	f := func(want float64, name string, labels ...string) {
 		t.Helper()
 		p.want(t, want, name, labels...)
@@ -143,10 +104,7 @@ func TestKernel(t *testing.T) {
 
 // TestKernelMemory gives pages of memory in bytes.
 func TestKernelMemory(t *testing.T) {
-	p, err := readKernel(t, kernelFiles(), true)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := readGood(t, kernelFiles(), true)
 	size := float64(os.Getpagesize())
 	p.want(t, 11*size, "tcp_memory_bytes")
 	for i, level := range []string{"low", "pressure", "high"} {
@@ -156,10 +114,7 @@ func TestKernelMemory(t *testing.T) {
 
 // TestKernelOtherSysctls leaves out the net sysctls of another namespace.
 func TestKernelOtherSysctls(t *testing.T) {
-	p, err := readKernel(t, kernelFiles(), false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := readGood(t, kernelFiles(), false)
 	for _, name := range []string{"tcp_time_wait_limit", "tcp_time_wait_reuse_mode", "tcp_time_wait_recycle_enabled", "tcp_fin_timeout_seconds",
 		"tcp_listen_backlog_limit", "tcp_syn_backlog_limit", "tcp_orphan_limit", "tcp_memory_limit_bytes"} {
 		p.wantNone(t, name)
@@ -173,32 +128,22 @@ func TestKernelOtherSysctls(t *testing.T) {
 
 // TestKernelMissing leaves out what a kernel does not have, and nothing else.
 func TestKernelMissing(t *testing.T) {
-	all, err := readKernel(t, kernelFiles(), true)
-	if err != nil {
-		t.Fatal(err)
-	}
+	all := readGood(t, kernelFiles(), true)
 	for name := range kernelFiles() {
 		files := kernelFiles()
 		delete(files, name)
-		p, err := readKernel(t, files, true)
-		if err != nil {
-			t.Errorf("without %s: %v", name, err)
-		}
-		if len(p) >= len(all) || len(p) == 0 {
+		if p := readGood(t, files, true); len(p) >= len(all) || len(p) == 0 {
 			t.Errorf("without %s: %d metrics, with it %d", name, len(p), len(all))
 		}
 	}
-	if p, err := readKernel(t, nil, true); err != nil || len(p) != 0 {
-		t.Errorf("without any file: %d metrics and %v", len(p), err)
+	if p := readGood(t, nil, true); len(p) != 0 {
+		t.Errorf("without any file: %d metrics", len(p))
 	}
 	// Counters that come and go with kernels.
 	files := kernelFiles()
 	files["net/netstat"] = "TcpExt: TW\nTcpExt: 5\n"
 	files["net/sockstat"] = "TCP: inuse 5 orphan 3\nUDP: inuse 3 mem 3\n"
-	p, err := readKernel(t, files, true)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := readGood(t, files, true)
 	p.want(t, 5, "tcp_time_wait_started_total")
 	p.want(t, 3, "tcp_orphans")
 	p.wantNone(t, "tcp_time_wait_sockets")
@@ -207,43 +152,97 @@ func TestKernelMissing(t *testing.T) {
 	p.wantNone(t, "tcp_abort_failures_total")
 }
 
-// TestKernelMalformed fails for a file that is there and not as it should be, and
-// says which.
+// partOf returns the part that reads a file.
+func partOf(name string) string {
+	if name != "sys/fs/file-nr" && strings.HasPrefix(name, "sys/") {
+		return "sysctls"
+	}
+	return filepath.Base(name)
+}
+
+// wantOnly wants one part to have failed with an error that says what is in parts,
+// and all metrics that are not of this file.
+func wantOnly(t *testing.T, file string, p page, failed map[string]error, parts ...string) {
+	t.Helper()
+	err := failed[partOf(file)]
+	if err == nil || len(failed) != 1 {
+		t.Errorf("%s: %v", file, failed)
+		return
+	}
+	for _, part := range append(parts, file) {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%v, which should say %s", err, part)
+		}
+	}
+	files := kernelFiles()
+	delete(files, file)
+	if got, want := p.text(t), readGood(t, files, true).text(t); got != want {
+		t.Errorf("%s failed: got\n%s\nwant\n%s", file, got, want)
+	}
+}
+
+// TestKernelMalformed fails for a file that is there and not as it should be, says
+// which, and reads the others.
 func TestKernelMalformed(t *testing.T) {
 	f := func(name, text string, parts ...string) {
 		t.Helper()
 		files := kernelFiles()
 		files[name] = text
-		_, err := readKernel(t, files, true)
-		if err == nil {
-			t.Errorf("%s: %q is read", name, text)
-			return
-		}
-		for _, part := range parts {
-			if !strings.Contains(err.Error(), part) {
-				t.Errorf("%q does not say %s", err, part)
-			}
-		}
+		p, failed := readKernel(t, files, true)
+		wantOnly(t, name, p, failed, parts...)
 	}
-	f("net/sockstat", "TCP: inuse x\n", "sockstat")
-	f("net/sockstat", "TCP: inuse 1 orphan 2 tw many alloc 9 mem 9\n", "many")
-	f("net/snmp", "Tcp: ActiveOpens\n", "net/snmp", `"Tcp: ActiveOpens"`)
-	f("net/snmp", "Tcp: ActiveOpens\nTcp: x\n", "net/snmp", "Tcp.ActiveOpens", `"x"`)
-	f("net/snmp", "Tcp: ActiveOpens\nTcp: -1\n", "net/snmp", "Tcp.ActiveOpens", `"-1"`)
-	f("net/netstat", "TcpExt: TW\nIpExt: 1\n", "net/netstat", `"IpExt: 1"`)
-	f("net/netstat", "TcpExt: TW\nTcpExt: 18446744073709551616\n", "net/netstat", "TcpExt.TW")
-	f("sys/fs/file-nr", "1 2\n", "fs.file-nr")
-	f("sys/fs/file-nr", "", "fs.file-nr")
-	f("sys/fs/file-nr", "a b c\n", "file-nr")
-	f("sys/net/ipv4/tcp_mem", "1 2\n", "net.ipv4.tcp_mem")
-	f("sys/net/ipv4/tcp_mem", "1 2 3 4\n", "net.ipv4.tcp_mem")
+	f("net/sockstat", "TCP: inuse 1 orphan 2 tw many alloc 9 mem 9\n", "tw", `"many"`)
+	f("net/sockstat", "TCP: inuse 1 orphan 2 tw 3 alloc 9 mem -9\n", "mem", `"-9"`)
+	f("net/sockstat", "TCP: inuse 1 orphan 2\nTCP: inuse 1 orphan 2\n", `"TCP: inuse 1 orphan 2"`)
+	f("net/snmp", "Tcp: ActiveOpens\n", `"Tcp: ActiveOpens"`)
+	f("net/snmp", "Tcp: ActiveOpens ActiveOpens\nTcp: 1 1\n", "ActiveOpens", "twice")
+	f("net/snmp", "Tcp: ActiveOpens\nTcp: 1\nTcp: ActiveOpens\nTcp: 1\n", `"Tcp: ActiveOpens"`)
+	f("net/snmp", "Tcp: ActiveOpens\nTcp: -1\n", "ActiveOpens", `"-1"`)
+	f("net/netstat", "TcpExt: TW\nIpExt: 1\n", `"TcpExt: TW"`)
+	f("net/netstat", "TcpExt: TW\nTcpExt: 18446744073709551616\n", "TW")
+	f("net/netstat", "TcpExt: TW TWRecycled\nTcpExt:\n", `"TcpExt: TW TWRecycled"`)
+	f("sys/fs/file-nr", "1 2\n", `"1 2\n"`)
+	f("sys/fs/file-nr", "a b c\n", `"a"`)
+	f("sys/net/ipv4/tcp_mem", "1 2\n", `"1 2\n"`)
+	f("sys/net/ipv4/tcp_mem", "1 2 3 4\n", `"1 2 3 4\n"`)
+	f("sys/net/ipv4/tcp_mem", "1 -2 3\n", `"-2"`)
 	for name := range kernelFiles() {
-		if sysctl, ok := strings.CutPrefix(name, "sys/net/"); ok {
-			sysctl = "net." + strings.ReplaceAll(sysctl, "/", ".")
-			f(name, "\n", sysctl)
-			f(name, "lots\n", "lots")
+		f(name, "")
+		f(name, "lots\n", `"lots`)
+		f(name, strings.Repeat("1", 1<<20), `"1111`, "longer than")
+	}
+	// Each sysctl that is wrong is named.
+	files := kernelFiles()
+	files["sys/net/ipv4/tcp_tw_reuse"], files["sys/net/core/somaxconn"] = "x", "y"
+	_, failed := readKernel(t, files, true)
+	for _, part := range []string{"tcp_tw_reuse", `"x"`, "somaxconn", `"y"`} {
+		if !strings.Contains(fmt.Sprint(failed["sysctls"]), part) {
+			t.Errorf("%v, which should say %s", failed, part)
 		}
 	}
+}
+
+// TestKernelOtherBlocks reads files in which what nobody uses is broken.
+func TestKernelOtherBlocks(t *testing.T) {
+	files := kernelFiles()
+	want := readGood(t, files, true).text(t)
+	files["net/snmp"] = "Udp: A A\nUdp: 1\n" + files["net/snmp"] + "UdpLite:\nnonsense\n\n"
+	files["net/netstat"] += "IpExt: A\nMPTcpExt: A B\nMPTcpExt: 1\nMPTcpExt: to"
+	files["net/sockstat"] += "UDP: x\nUDP: x\nRAW"
+	if got := readGood(t, files, true).text(t); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestKernelLarge reads limits for which an int of 32 bits, or of 64, has no room.
+func TestKernelLarge(t *testing.T) {
+	files := kernelFiles()
+	files["sys/fs/file-nr"] = "681\t0\t9223372036854775807\n"
+	files["sys/net/ipv4/tcp_mem"] = "1\t4294967296\t18446744073709551615\n"
+	p := readGood(t, files, true)
+	p.want(t, 1<<63-1, "kernel_file_handles_limit")
+	p.want(t, float64(1<<32)*float64(os.Getpagesize()), "tcp_memory_limit_bytes", "level", "pressure")
+	p.want(t, float64(1<<64-1)*float64(os.Getpagesize()), "tcp_memory_limit_bytes", "level", "high")
 }
 
 // TestKernelUnreadable fails for a file that is there and can't be read, and says
@@ -255,14 +254,14 @@ func TestKernelUnreadable(t *testing.T) {
 		for other, text := range kernelFiles() {
 			writeFile(t, filepath.Join(root, other), text)
 		}
-		path := filepath.Join(root, name)
-		if err := breakFile(path); err != nil {
+		if err := breakFile(filepath.Join(root, name)); err != nil {
 			t.Fatal(err)
 		}
 		withoutCapabilities(t, func() {
-			_, err := readKernelOf(t, root, true)
-			if !errors.Is(err, want) || !strings.Contains(fmt.Sprint(err), filepath.Base(path)) {
-				t.Errorf("%s: %v, want %v", name, err, want)
+			p, failed := readKernelOf(t, root, true)
+			wantOnly(t, name, p, failed)
+			if !errors.Is(failed[partOf(name)], want) {
+				t.Errorf("%s: %v, want %v", name, failed, want)
 			}
 		})
 	}

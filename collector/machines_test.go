@@ -254,11 +254,22 @@ func TestMachinesTell(t *testing.T) {
 	})
 	f("old_kernel", func(t *testing.T, p page) {
 		p.want(t, 1, "tcp_time_wait_recycle_enabled")
-		p.want(t, 1, "timewait_exporter_collector_success", "collector", "kernel")
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", "sysctls")
 		// tcp_tw_reuse is on, and the 6 in TIME_WAIT are older than a second.
 		p.want(t, 6, "tcp_destination_ports_used", "remote_ip", "10.1.0.20", "state", "time_wait")
 		p.want(t, 5./28232, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.1.0.20")
 		p.want(t, 4, "tcp_time_wait_reused_total")
+	})
+	f("gvisor", func(t *testing.T, p page) {
+		// Of netstat alone nothing can be said.
+		p.want(t, 0, "timewait_exporter_collector_success", "collector", "netstat")
+		p.want(t, 6, "timewait_exporter_collector_success")
+		p.wantNone(t, "tcp_listen_overflows_total")
+		p.wantNone(t, "tcp_orphans")
+		p.want(t, 1, "tcp_active_opens_total")
+		p.want(t, 1024, "tcp_listen_backlog_limit")
+		p.want(t, 2, "tcp_connections", "direction", "inbound", "state", "established")
+		p.want(t, 1./49536, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 	})
 	f("all_states", func(t *testing.T, p page) {
 		p.want(t, 31, "tcp_connections")

@@ -167,7 +167,7 @@ var (
 		"What the socket table was read from in this scrape: source=\"procfs\" or \"netlink\". Always 1.",
 		"netns", "source")
 	collectorSuccess = newMetric("timewait_exporter_collector_success", "gauge", "",
-		"Whether a part of this scrape succeeded. Where it is 0 its metrics are absent and the log says why.",
+		"Whether a part of this scrape succeeded. Where it is 0 its metrics are absent (of the sysctls those that failed) and the log says why.",
 		"netns", "collector")
 	collectorDuration = newMetric("timewait_exporter_collector_duration_seconds", "gauge", "",
 		"How long a part of this scrape took.",

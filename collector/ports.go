@@ -1,19 +1,17 @@
 package collector
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
+	"math"
 	"math/bits"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/prometheus/procfs"
-
+	"timewait_exporter/collector/kernelstat"
 	"timewait_exporter/collector/tcptable"
 )
 
@@ -39,7 +37,7 @@ type pool struct {
 	ports     portSet
 	size      int
 
-	reuseMode  int // tcp_tw_reuse
+	reuseMode  uint64 // tcp_tw_reuse
 	timestamps bool
 	reuseDelay time.Duration
 }
@@ -48,26 +46,23 @@ type pool struct {
 // an error where the kernel has no such sysctl.
 //
 // See Documentation/networking/ip-sysctl.rst.
-func readPool(root string) (*pool, error) {
-	proc, err := procfs.NewFS(root)
-	if err != nil {
-		return nil, err
-	}
-	bounds, err := sysctlInts(proc, "net.ipv4.ip_local_port_range")
+func readPool(ctx context.Context, root string) (*pool, error) {
+	const portRange = "net.ipv4.ip_local_port_range"
+	bounds, err := kernelstat.ReadSysctl(ctx, root, portRange, 2)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if len(bounds) != 2 || bounds[0] < 1 || bounds[1] > 65535 || bounds[0] > bounds[1] {
-		return nil, fmt.Errorf("net.ipv4.ip_local_port_range: %v is not a low and a high port", bounds)
+	if bounds[0] < 1 || bounds[1] > 65535 || bounds[0] > bounds[1] {
+		return nil, fmt.Errorf("%s: %d is not a low and a high port", kernelstat.SysctlPath(root, portRange), bounds)
 	}
-	p := &pool{low: bounds[0], high: bounds[1]}
+	p := &pool{low: int(bounds[0]), high: int(bounds[1])}
 	for port := p.low; port <= p.high; port++ {
 		p.ports.add(uint16(port))
 	}
-	reserved, err := readReservedPorts(filepath.Join(root, "sys/net/ipv4/ip_local_reserved_ports"))
+	reserved, err := readReservedPorts(ctx, kernelstat.SysctlPath(root, "net.ipv4.ip_local_reserved_ports"))
 	if err != nil {
 		return nil, err
 	}
@@ -76,75 +71,45 @@ func readPool(root string) (*pool, error) {
 	}
 	p.size = p.ports.len()
 
-	var timestamps, delay int
+	var timestamps, delay uint64
 	for _, setting := range []struct {
 		name     string
-		value    *int
-		fallback int
+		value    *uint64
+		fallback uint64
 	}{
 		{"net.ipv4.tcp_tw_reuse", &p.reuseMode, 0},
 		{"net.ipv4.tcp_timestamps", &timestamps, 1},
 		{"net.ipv4.tcp_tw_reuse_delay", &delay, 1000}, // milliseconds; a constant before Linux 6.15
 	} {
-		if *setting.value, err = sysctlInt(proc, setting.name); errors.Is(err, fs.ErrNotExist) {
+		switch values, err := kernelstat.ReadSysctl(ctx, root, setting.name, 1); {
+		case errors.Is(err, fs.ErrNotExist):
 			*setting.value = setting.fallback
-		} else if err != nil {
+		case err != nil:
 			return nil, err
+		default:
+			*setting.value = values[0]
 		}
 	}
 	p.timestamps = timestamps != 0
-	p.reuseDelay = time.Duration(delay) * time.Millisecond
+	p.reuseDelay = time.Duration(min(delay, math.MaxInt32)) * time.Millisecond
 	return p, nil
 }
 
-// sysctlInts reads the numbers of a sysctl. An error names it, which those of
-// procfs don't all do.
-func sysctlInts(proc procfs.FS, name string) ([]int, error) {
-	values, err := proc.SysctlInts(name)
+// readReservedPorts reads ip_local_reserved_ports; there are none where the kernel
+// does not know it.
+func readReservedPorts(ctx context.Context, path string) (*portSet, error) {
+	list, err := kernelstat.ReadFile(ctx, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return new(portSet), nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, err
 	}
-	return values, nil
-}
-
-func sysctlInt(proc procfs.FS, name string) (int, error) {
-	values, err := sysctlInts(proc, name)
+	ports, err := parsePorts(string(list))
 	if err != nil {
-		return 0, err
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if len(values) != 1 {
-		return 0, fmt.Errorf("%s: %v is not one number", name, values)
-	}
-	return values[0], nil
-}
-
-// readReservedPorts reads ip_local_reserved_ports. The kernel gives it to the
-// first read(2) only, and only as much as fits (proc_do_large_bitmap in
-// kernel/sysctl.c), so what fills the buffer is read again with a larger one.
-func readReservedPorts(path string) (*portSet, error) {
-	for size := 4 << 10; ; size *= 8 {
-		f, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return new(portSet), nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		buf := make([]byte, size)
-		n, err := f.Read(buf)
-		f.Close()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return nil, err
-		}
-		if n == size {
-			continue
-		}
-		ports, err := parsePorts(string(buf[:n]))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		return ports, nil
-	}
+	return ports, nil
 }
 
 // parsePorts parses a list such as "1,3,5-9"; it may be empty.
@@ -162,7 +127,7 @@ func parsePorts(list string) (*portSet, error) {
 		low, err1 := strconv.ParseUint(from, 10, 16)
 		high, err2 := strconv.ParseUint(to, 10, 16)
 		if err1 != nil || err2 != nil || low > high {
-			return nil, fmt.Errorf("%q is neither a port nor a range of ports", item)
+			return nil, fmt.Errorf("%.200q is neither a port nor a range of ports", item)
 		}
 		for port := low; port <= high; port++ {
 			ports.add(uint16(port))

@@ -1,9 +1,7 @@
 package collector
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,7 +89,7 @@ func TestParsePorts(t *testing.T) {
 func TestReadPool(t *testing.T) {
 	f := func(size, low, high int, sysctls map[string]string) {
 		t.Helper()
-		p, err := readPool(writePool(t, sysctls))
+		p, err := readPool(t.Context(), writePool(t, sysctls))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -113,7 +111,7 @@ func TestReadPool(t *testing.T) {
 
 	bad := func(text string, sysctls map[string]string) {
 		t.Helper()
-		p, err := readPool(writePool(t, sysctls))
+		p, err := readPool(t.Context(), writePool(t, sysctls))
 		if err == nil {
 			t.Errorf("%v is taken for a pool of %d ports", sysctls, p.size)
 		} else if !strings.Contains(err.Error(), text) {
@@ -129,16 +127,14 @@ func TestReadPool(t *testing.T) {
 	bad(ports, map[string]string{ports: "\n"})
 	bad("one", map[string]string{ports: "one many\n"})
 	bad(ports, map[string]string{ports: "-5 100\n"})
+	bad(`"-1"`, map[string]string{ports: "1 2", "tcp_tw_reuse": "-1\n"})
 	bad(reserved, map[string]string{ports: "1 2", reserved: "9-1\n"})
 	bad("tcp_tw_reuse", map[string]string{ports: "1 2", "tcp_tw_reuse": "1 2\n"})
 	bad("tcp_timestamps", map[string]string{ports: "1 2", "tcp_timestamps": "\n"})
 	bad("yes", map[string]string{ports: "1 2", "tcp_tw_reuse_delay": "yes\n"})
 
-	if p, err := readPool(t.TempDir()); p != nil || err != nil {
+	if p, err := readPool(t.Context(), t.TempDir()); p != nil || err != nil {
 		t.Errorf("without the sysctl: %v and %v", p, err)
-	}
-	if _, err := readPool(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("without a proc file system: %v", err)
 	}
 	for _, name := range []string{ports, reserved, "tcp_tw_reuse", "tcp_timestamps", "tcp_tw_reuse_delay"} {
 		root := writePool(t, map[string]string{ports: "1 2"})
@@ -147,7 +143,7 @@ func TestReadPool(t *testing.T) {
 		if err := os.Mkdir(path, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readPool(root); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := readPool(t.Context(), root); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s can't be read: %v, which should name it", name, err)
 		}
 	}
@@ -156,10 +152,10 @@ func TestReadPool(t *testing.T) {
 // TestReadPoolReuse reads the rules, and has the kernel's defaults where a kernel
 // has no such sysctl.
 func TestReadPoolReuse(t *testing.T) {
-	f := func(mode int, timestamps bool, delay time.Duration, sysctls map[string]string) {
+	f := func(mode uint64, timestamps bool, delay time.Duration, sysctls map[string]string) {
 		t.Helper()
 		sysctls["ip_local_port_range"] = "32768\t60999\n"
-		p, err := readPool(writePool(t, sysctls))
+		p, err := readPool(t.Context(), writePool(t, sysctls))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +183,7 @@ func TestReadReservedPorts(t *testing.T) {
 		text := strings.TrimSuffix(list.String(), ",") + "\n"
 		path := filepath.Join(t.TempDir(), "ip_local_reserved_ports")
 		writeFile(t, path, text)
-		got, err := readReservedPorts(path)
+		got, err := readReservedPorts(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -196,12 +192,11 @@ func TestReadReservedPorts(t *testing.T) {
 		}
 	}
 	f(100) // 4 KiB
-	f(50)
-	f(11) // more than 32 KiB
-	f(2)  // the longest that the kernel can print
+	f(11)  // more than 32 KiB
+	f(2)   // the longest that the kernel can print
 
 	// Exactly as long as a read asks for.
-	for _, size := range []int{4 << 10, 32 << 10} {
+	for _, size := range []int{4 << 10, 16 << 10} {
 		path := filepath.Join(t.TempDir(), "ip_local_reserved_ports")
 		text := strings.Repeat("40000,", size/6)
 		text += strings.Repeat("1", size-len(text)-1) + "\n"
@@ -209,12 +204,12 @@ func TestReadReservedPorts(t *testing.T) {
 			t.Fatalf("%d bytes, want %d", len(text), size)
 		}
 		writeFile(t, path, text)
-		if got, err := readReservedPorts(path); err != nil || got.len() != 2 {
+		if got, err := readReservedPorts(t.Context(), path); err != nil || got.len() != 2 {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
 
-	got, err := readReservedPorts(filepath.Join(t.TempDir(), "missing"))
+	got, err := readReservedPorts(t.Context(), filepath.Join(t.TempDir(), "missing"))
 	if err != nil || got.len() != 0 {
 		t.Errorf("without the sysctl: %d ports and %v", got.len(), err)
 	}
@@ -222,7 +217,7 @@ func TestReadReservedPorts(t *testing.T) {
 
 // TestReusable is the table of tcp_twsk_unique.
 func TestReusable(t *testing.T) {
-	f := func(want bool, mode int, timestamps bool, delay, age time.Duration, text string) {
+	f := func(want bool, mode uint64, timestamps bool, delay, age time.Duration, text string) {
 		t.Helper()
 		s := socket(text)
 		s.TimerLeft = tcptable.TimeWaitLength - age

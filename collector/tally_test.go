@@ -84,7 +84,7 @@ func endpoint(text string) tcptable.Endpoint {
 // portsOf is a pool of the ports from low to high without those that are listed.
 func portsOf(t testing.TB, low, high int, reserved string) *pool {
 	t.Helper()
-	p, err := readPool(writePool(t, map[string]string{
+	p, err := readPool(t.Context(), writePool(t, map[string]string{
 		"ip_local_port_range":     fmt.Sprintf("%d\t%d\n", low, high),
 		"ip_local_reserved_ports": reserved + "\n",
 	}))

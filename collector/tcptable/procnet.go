@@ -35,7 +35,7 @@ func NewProcNet(dir string) *ProcNet {
 // reading on.
 func (p *ProcNet) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 	return func(yield func(Socket, error) bool) {
-		tables, err := p.open()
+		tables, err := p.open(ctx)
 		if err != nil {
 			yield(Socket{}, err)
 			return
@@ -66,14 +66,14 @@ func (p *ProcNet) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 }
 
 // open opens the tables that can have rows. A kernel without IPv6 has no tcp6.
-func (p *ProcNet) open() ([]*tableReader, error) {
+func (p *ProcNet) open(ctx context.Context) ([]*tableReader, error) {
 	tcp, tcp6 := &p.tables[TCP], &p.tables[TCP6]
 	if err := tcp.open(); err != nil {
 		return nil, err
 	}
 	// The walk of an empty table visits every hash bucket and, in them, every other
 	// socket of the machine.
-	if stat, err := readSockstat(p.dir); err == nil && stat.tcp6Empty() {
+	if stat, err := readSockstat(ctx, p.dir); err == nil && stat.tcp6Empty() {
 		return []*tableReader{tcp}, nil
 	}
 	switch err := tcp6.open(); {

@@ -118,7 +118,7 @@ func (d *SockDiag) walk(ctx context.Context, row func(*Socket) error) error {
 	// To find idle sockets the kernel looks through all that hold a port, those in
 	// TIME_WAIT included, which adds a fifth to a dump.
 	listening := uint32(listening)
-	if stat, err := readSockstat(ownNet); err == nil && stat.allInTable() {
+	if stat, err := readSockstat(ctx, ownNet); err == nil && stat.allInTable() {
 		listening = 1 << Listen
 	}
 	if !d.split {

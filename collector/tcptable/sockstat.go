@@ -1,43 +1,36 @@
 package tcptable
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 
-	"github.com/prometheus/procfs"
+	"timewait_exporter/collector/kernelstat"
 )
 
 // sockstat is what the kernel counts of TCP sockets itself
 // (sockstat_seq_show in net/ipv4/proc.c). All but allocated is of the network
 // namespace.
 type sockstat struct {
-	inUse, inUse6 int // AF_INET and AF_INET6 sockets that are in the table, without minisocks
-	timeWait      int // minisocks of both families
-	allocated     int // sockets of all namespaces, in the table or not
+	inUse, inUse6 uint64 // AF_INET and AF_INET6 sockets that are in the table, without minisocks
+	timeWait      uint64 // minisocks of both families
+	allocated     uint64 // sockets of all namespaces, in the table or not
 }
 
 // readSockstat reads sockstat6 and sockstat below dir, a net directory.
-func readSockstat(dir string) (sockstat, error) {
-	proc, err := procfs.NewFS(filepath.Dir(dir))
+func readSockstat(ctx context.Context, dir string) (sockstat, error) {
+	tcp6, err := kernelstat.ReadPairs(ctx, filepath.Join(dir, "sockstat6"), "TCP6", "inuse")
 	if err != nil {
 		return sockstat{}, err
 	}
-	stat6, err := proc.NetSockstat6()
+	tcp, err := kernelstat.ReadPairs(ctx, filepath.Join(dir, "sockstat"), "TCP", "inuse", "tw", "alloc")
 	if err != nil {
 		return sockstat{}, err
 	}
-	stat, err := proc.NetSockstat()
-	if err != nil {
-		return sockstat{}, err
+	if len(tcp6)+len(tcp) != 4 {
+		return sockstat{}, fmt.Errorf("%s: sockstat and sockstat6 do not count TCP", dir)
 	}
-	for _, p6 := range stat6.Protocols {
-		for _, p := range stat.Protocols {
-			if p6.Protocol == "TCP6" && p.Protocol == "TCP" && p.TW != nil && p.Alloc != nil {
-				return sockstat{inUse: p.InUse, inUse6: p6.InUse, timeWait: *p.TW, allocated: *p.Alloc}, nil
-			}
-		}
-	}
-	return sockstat{}, fmt.Errorf("%s: sockstat and sockstat6 do not count TCP", dir)
+	return sockstat{inUse: tcp["inuse"], inUse6: tcp6["inuse"], timeWait: tcp["tw"], allocated: tcp["alloc"]}, nil
 }
 
 // tcp6Empty reports whether tcp6 has no row: no AF_INET6 socket, and no minisock of

@@ -25,7 +25,7 @@ FRAG6: inuse 0 memory 0
 )
 
 func TestReadSockstat(t *testing.T) {
-	got, err := readSockstat(writeNet(t, map[string]string{"sockstat": testSockstat, "sockstat6": testSockstat6}))
+	got, err := readSockstat(t.Context(), writeNet(t, map[string]string{"sockstat": testSockstat, "sockstat6": testSockstat6}))
 	if want := (sockstat{inUse: 21, inUse6: 42, timeWait: 6, allocated: 362}); err != nil || got != want {
 		t.Errorf("%+v and %v, want %+v", got, err, want)
 	}
@@ -36,7 +36,7 @@ func TestReadSockstat(t *testing.T) {
 func TestReadSockstatRefuses(t *testing.T) {
 	f := func(want error, files map[string]string) {
 		t.Helper()
-		got, err := readSockstat(writeNet(t, files))
+		got, err := readSockstat(t.Context(), writeNet(t, files))
 		if err == nil || want != nil && !errors.Is(err, want) || got != (sockstat{}) {
 			t.Errorf("%+v and %v", got, err)
 		}
@@ -81,7 +81,7 @@ func TestReadSockstatOfThisKernel(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		read := func() sockstat {
 			t.Helper()
-			s, err := readSockstat(ownNet)
+			s, err := readSockstat(t.Context(), ownNet)
 			if errors.Is(err, fs.ErrNotExist) {
 				t.Skipf("this kernel has no IPv6: %v", err)
 			}

@@ -243,7 +243,7 @@ func compareAlwaysThere(t *testing.T, p page) {
 			t.Errorf("timewait_exporter_undercount_max{%s} = %v in a small namespace", by, got)
 		}
 	}
-	for _, collector := range []string{"sockets", "ports", "kernel", "listeners"} {
+	for _, collector := range []string{"sockets", "ports", "listeners", "sockstat", "snmp", "netstat", "sysctls", "file-nr"} {
 		if got := p.value(t, "timewait_exporter_collector_success", "collector", collector); got != 1 {
 			t.Errorf("timewait_exporter_collector_success{%s} = %v", collector, got)
 		}

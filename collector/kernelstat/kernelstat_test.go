@@ -1,0 +1,259 @@
+package kernelstat
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+)
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestReadPairs(t *testing.T) {
+	f := func(text string, want Numbers) {
+		t.Helper()
+		got, err := ReadPairs(t.Context(), write(t, text), "TCP", "orphan", "tw", "mem")
+		if err != nil || !maps.Equal(got, want) {
+			t.Errorf("%q: %v and %v, want %v", text, got, err, want)
+		}
+	}
+	f("sockets: used 9\nTCP: inuse 5 orphan 3 tw 7 alloc 9 mem 11\nUDP: inuse 1 mem 1\n", Numbers{"orphan": 3, "tw": 7, "mem": 11})
+	f("TCP: inuse 5 tw 7\n", Numbers{"tw": 7}) // what a kernel does not count
+	f("TCP:\n", Numbers{})
+	f("TCP: tw 18446744073709551615\n", Numbers{"tw": 1<<64 - 1})
+	f("TCP: tw 1\nTCP6: inuse 2 tw\nUDP\nUDP: x x x\n\x00", Numbers{"tw": 1}) // nobody uses what is odd
+
+	bad := func(text string, parts ...string) {
+		t.Helper()
+		path := write(t, text)
+		_, err := ReadPairs(t.Context(), path, "TCP", "orphan", "tw", "mem")
+		wantError(t, err, append(parts, path)...)
+	}
+	bad("", `""`)
+	bad("UDP: tw 1\n", "no line of TCP", `"UDP: tw 1\n"`)
+	bad("TCP: tw 1\nTCP: tw 1\n", "2 lines of TCP", `"TCP: tw 1"`)
+	bad("TCP: tw\n", `"TCP: tw"`)
+	bad("TCP: tw 1 orphan\n", `"TCP: tw 1 orphan"`)
+	bad("TCP: tw many\n", "tw", `"many"`)
+	bad("TCP: tw -1\n", "tw", `"-1"`)
+	bad("TCP: tw 18446744073709551616\n", `"18446744073709551616"`)
+	bad("TCP: tw 1 orphan 2 tw 1\n", `"tw" is there twice`)
+	bad("TCP: inuse 1 inuse 2\n", `"inuse" is there twice`)
+	bad("TCP: orphan 3 tw 1", "ends within", `"TCP: orphan 3 tw 1"`)
+}
+
+func TestReadCounters(t *testing.T) {
+	f := func(text string, want Numbers) {
+		t.Helper()
+		got, err := ReadCounters(t.Context(), write(t, text), "Tcp", "A", "B")
+		if err != nil || !maps.Equal(got, want) {
+			t.Errorf("%q: %v and %v, want %v", text, got, err, want)
+		}
+	}
+	f("Tcp: A B C\nTcp: 1 2 -3\n", Numbers{"A": 1, "B": 2})
+	f("Tcp: C B\nTcp: -1 18446744073709551615\n", Numbers{"B": 1<<64 - 1})
+	f("Tcp:\nTcp:\n", Numbers{})
+	f("Tcp:  A   B \nTcp: 1  2 \n", Numbers{"A": 1, "B": 2})
+	f("TcpExt: A\nTcpExt: 5\nTcp: A\nTcp: 1\n", Numbers{"A": 1})
+	long := strings.Repeat(" X", 10_000)
+	f("Udp:"+long+"\nTcp: A\nTcp: 1\n", Numbers{"A": 1})
+	// Blocks that are torn, unknown or there twice are nobody's.
+	f("Ip: X X\nIp: 1\nnonsense\n\nTcp: A\nTcp: 1\nUdp: A B\nUdp: 1\nUdp: 1\nMPTcpExt: A", Numbers{"A": 1})
+
+	bad := func(text string, parts ...string) {
+		t.Helper()
+		path := write(t, text)
+		_, err := ReadCounters(t.Context(), path, "Tcp", "A", "B")
+		wantError(t, err, append(parts, path)...)
+	}
+	bad("", `""`)
+	bad("TcpExt: A\nTcpExt: 1\n", "no line of Tcp")
+	bad("Tcp: A B\n", "1 lines of Tcp", `"Tcp: A B"`) // names and no values
+	bad("Tcp: A B\nUdp: 1 2\n", `"Tcp: A B"`)
+	bad("Tcp: A B\nTcp:\n", "2 names and 0 values", `"Tcp: A B"`)
+	bad("Tcp: A B\nTcp: 1\n", "2 names and 1 values", `"Tcp: 1"`)
+	bad("Tcp: A\nTcp: 1 2\n", `"Tcp: 1 2"`)
+	bad("Tcp: A\nTcp: 1\nTcp: B\nTcp: 1\n", "4 lines of Tcp", `"Tcp: B"`)
+	bad("Tcp: A A\nTcp: 1 1\n", `"A" is there twice`)
+	bad("Tcp: A C C\nTcp: 1 1 1\n", `"C" is there twice`)
+	bad("Tcp: A\nTcp: x\n", "A", `"x"`)
+	bad("Tcp: A\nTcp: -1\n", "A", `"-1"`)
+	bad("Tcp: A\nTcp: 1.5\n", `"1.5"`)
+	bad("Tcp: A B\nTcp: 11 12", "ends within", `"Tcp: 11 12"`)
+}
+
+func TestReadSysctl(t *testing.T) {
+	root := t.TempDir()
+	path := SysctlPath(root, "net.ipv4.tcp_mem")
+	if path != filepath.Join(root, "sys/net/ipv4/tcp_mem") {
+		t.Fatal(path)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	read := func(text string, n int) ([]uint64, error) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return ReadSysctl(t.Context(), root, "net.ipv4.tcp_mem", n)
+	}
+	f := func(text string, want ...uint64) {
+		t.Helper()
+		if got, err := read(text, len(want)); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %v and %v", text, got, err)
+		}
+	}
+	f("60\n", 60)
+	f("60", 60)
+	f("1\t2\t3\n", 1, 2, 3)
+	f("681\t0\t9223372036854775807\n", 681, 0, 1<<63-1)
+	bad := func(text string, n int, parts ...string) {
+		t.Helper()
+		_, err := read(text, n)
+		wantError(t, err, append(parts, path)...)
+	}
+	bad("", 1, `""`)
+	bad("\n", 1, `"\n"`)
+	bad("1\t2\n", 3, "not 3 numbers", `"1\t2\n"`)
+	bad("1\t2\n", 1, `"1\t2\n"`)
+	bad("lots\n", 1, `"lots"`)
+	bad("-1\n", 1, `"-1"`)
+}
+
+func wantError(t *testing.T, err error, parts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("no error, want one that says %q", parts)
+		return
+	}
+	for _, part := range parts {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%v, which should say %s", err, part)
+		}
+	}
+}
+
+func TestMissing(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing")
+	if _, err := ReadPairs(t.Context(), missing, "TCP"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if _, err := ReadCounters(t.Context(), missing, "Tcp"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if _, err := ReadSysctl(t.Context(), missing, "fs.file-nr", 3); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// TestBounds reads files of any length, one without an end among them, and quotes
+// little of what is wrong.
+func TestBounds(t *testing.T) {
+	for _, size := range []int{0, 1, usualFile - 1, usualFile, usualFile + 1, maxFile - 1} {
+		text := strings.Repeat("1", size)
+		if got, err := ReadFile(t.Context(), write(t, text)); err != nil || string(got) != text {
+			t.Errorf("%d of %d bytes, and %v", len(got), size, err)
+		}
+	}
+	for _, path := range []string{write(t, strings.Repeat("1", maxFile)), "/dev/zero"} {
+		_, err := ReadFile(t.Context(), path)
+		wantError(t, err, path, "longer than 262144 bytes")
+		if len(err.Error()) > 2000 {
+			t.Errorf("an error of %d bytes", len(err.Error()))
+		}
+	}
+	names := "Tcp:" + strings.Repeat(" A", 20_000) + "\n"
+	for _, text := range []string{names, names + names + "x", names + "Tcp: 1\n", strings.Repeat("Tcp: 1\n", 20_000), strings.Repeat("1", 100_000)} {
+		path := write(t, text)
+		_, err := ReadCounters(t.Context(), path, "Tcp", "A")
+		wantError(t, err, path)
+		if len(err.Error()) > 2000 {
+			t.Errorf("an error of %d bytes", len(err.Error()))
+		}
+	}
+}
+
+// TestFIFO does not wait for somebody to write, and for one who does not only until
+// its context is done.
+func TestFIFO(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadCounters(t.Context(), path, "Tcp", "A"); err == nil || !strings.Contains(err.Error(), `""`) {
+		t.Errorf("nobody writes: %v", err)
+	}
+	writer, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := ReadCounters(ctx, path, "Tcp", "A"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), path) {
+		t.Errorf("somebody who could write does not: %v", err)
+	}
+}
+
+// TestThisKernel compares with what prometheus/procfs reads of the kernel that the
+// test runs on.
+func TestThisKernel(t *testing.T) {
+	proc, err := procfs.NewDefaultFS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := proc.Self()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	netstat, err := self.Netstat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadCounters(t.Context(), "/proc/self/net/netstat", "TcpExt", "TW", "TCPAbortOnData", "ListenDrops", "RtoAlgorithm")
+	if err != nil || len(got) != 3 || float64(got["TW"]) < *netstat.TW || float64(got["TCPAbortOnData"]) < *netstat.TCPAbortOnData || float64(got["ListenDrops"]) < *netstat.ListenDrops {
+		t.Errorf("%v and %v, want %v, %v, %v or a little more", got, err, *netstat.TW, *netstat.TCPAbortOnData, *netstat.ListenDrops)
+	}
+
+	snmp, err := self.Snmp()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err = ReadCounters(t.Context(), "/proc/self/net/snmp", "Tcp", "ActiveOpens", "RtoMax")
+	if err != nil || len(got) != 2 || float64(got["ActiveOpens"]) < *snmp.ActiveOpens || float64(got["RtoMax"]) != *snmp.RtoMax {
+		t.Errorf("%v and %v, want %v and %v", got, err, *snmp.ActiveOpens, *snmp.RtoMax)
+	}
+
+	if got, err = ReadPairs(t.Context(), "/proc/self/net/sockstat", "TCP", "inuse", "orphan", "tw", "alloc", "mem"); err != nil || len(got) != 5 {
+		t.Errorf("%v and %v", got, err)
+	}
+
+	portRange, err := proc.SysctlInts("net.ipv4.ip_local_port_range")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports, err := ReadSysctl(t.Context(), "/proc", "net.ipv4.ip_local_port_range", 2)
+	if err != nil || int(ports[0]) != portRange[0] || int(ports[1]) != portRange[1] {
+		t.Errorf("%v and %v, want %v", ports, err, portRange)
+	}
+	if handles, err := ReadSysctl(t.Context(), "/proc", "fs.file-nr", 3); err != nil || handles[0] == 0 || handles[2] < handles[0] {
+		t.Errorf("%v and %v", handles, err)
+	}
+}
