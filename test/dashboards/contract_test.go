@@ -2,7 +2,7 @@ package dashboards
 
 import (
 	"cmp"
-	"fmt"
+	"encoding/json"
 	"go/ast"
 	goparser "go/parser"
 	"go/token"
@@ -28,6 +28,7 @@ type rule struct {
 	Record      string
 	Alert       string
 	Expr        string
+	Labels      map[string]string
 	Annotations map[string]string
 }
 
@@ -438,36 +439,40 @@ func lookAhead(t *testing.T, expr string) float64 {
 	return seconds
 }
 
-// TestLinks checks that links lead to dashboards that there are: from one to the others, from the fleet's rows, and from the alerts.
+// TestLinks checks that links lead to dashboards that there are, with the data source: from one to the others, from rows of tables to
+// machines, and from the alerts, which know no data source.
 func TestLinks(t *testing.T) {
 	boards := readBoards(t)
-	toBoard := regexp.MustCompile(`/d/([\w-]+)`)
+	toBoard := regexp.MustCompile(`^/d/([\w-]+)`)
 	for _, b := range boards {
+		links := slices.Clone(b.Links)
+		for _, p := range b.Panels {
+			own := p.dataLinks()
+			links = append(links, own...)
+			toMachine := func(l link) bool {
+				return toBoard.MatchString(l.URL) && strings.Contains(l.URL, "&var-job=${__data.fields.job}&var-instance=${__data.fields.instance}")
+			}
+			if slices.Contains(p.labelColumns(), "instance") && !slices.ContainsFunc(own, toMachine) {
+				t.Errorf("%s: %q names machines and links to none", b.UID, p.Title)
+			}
+		}
 		var targets []string
-		for _, l := range b.Links {
-			targets = append(targets, strings.TrimPrefix(l.URL, "/d/"))
+		for _, l := range links {
+			match := toBoard.FindStringSubmatch(l.URL)
+			if match == nil {
+				continue // a runbook
+			}
+			if _, ok := boards[match[1]]; !ok {
+				t.Errorf("%s: link to %q", b.UID, l.URL)
+			}
+			if !l.IncludeVars && !strings.Contains(l.URL, "?var-datasource=${datasource}") {
+				t.Errorf("%s: the link to %q loses the data source", b.UID, l.URL)
+			}
+			targets = append(targets, match[1])
 		}
 		for other := range boards {
 			if other != b.UID && !slices.Contains(targets, other) {
 				t.Errorf("%s has no link to %s", b.UID, other)
-			}
-		}
-		for _, p := range b.Panels {
-			for _, override := range p.FieldConfig.Overrides {
-				for _, property := range override.Properties {
-					for _, match := range toBoard.FindAllStringSubmatch(fmt.Sprint(property.Value), -1) {
-						targets = append(targets, match[1])
-					}
-				}
-			}
-			if machine := slices.ContainsFunc(p.Transformations, func(t transformation) bool { _, ok := t.Options.IndexByName["instance"]; return ok }); machine &&
-				!strings.Contains(fmt.Sprint(p.FieldConfig.Overrides), "/d/timewait-host?var-datasource=${datasource}&var-job=${__data.fields.job}&var-instance=${__data.fields.instance}") {
-				t.Errorf("%s: %q names machines and links to none", b.UID, p.Title)
-			}
-		}
-		for _, target := range targets {
-			if _, ok := boards[target]; !ok {
-				t.Errorf("%s: link to %q", b.UID, target)
 			}
 		}
 	}
@@ -479,6 +484,31 @@ func TestLinks(t *testing.T) {
 			t.Errorf("alert %s leads to dashboard %q", name, match[1])
 		} else if match[1] != "timewait-destinations" && strings.Contains(alert.Expr, "tcp_listen") {
 			t.Errorf("alert %s leads to %s, which does not show listeners one by one", name, match[1])
+		}
+	}
+}
+
+// TestAnnotations checks that the marks of alerts that fire have the colour of their severity, vermilion or orange.
+func TestAnnotations(t *testing.T) {
+	severities := map[string]bool{}
+	for _, alert := range readAlerts(t) {
+		severities[alert.Labels["severity"]] = true
+	}
+	want := map[string]string{"critical": "#D55E00", "warning": "#E69F00"}
+	if !maps.Equal(severities, map[string]bool{"critical": true, "warning": true}) {
+		t.Fatalf("the alerts' severities are %v", severities)
+	}
+	for _, b := range readBoards(t) {
+		colours := map[string]string{}
+		for _, a := range b.Annotations.List {
+			for severity := range severities {
+				if strings.Contains(a.Expr, `{alertstate="firing",severity="`+severity+`",`) {
+					colours[severity] = a.IconColor
+				}
+			}
+		}
+		if !maps.Equal(colours, want) || len(b.Annotations.List) != len(want) {
+			t.Errorf("%s: the marks of alerts are %v, want %v", b.UID, colours, want)
 		}
 	}
 }
@@ -532,7 +562,13 @@ func TestColours(t *testing.T) {
 					if property.ID != "color" {
 						continue
 					}
-					colour := fmt.Sprint(property.Value.(map[string]any)["fixedColor"])
+					var fixed struct {
+						FixedColor string `json:"fixedColor"`
+					}
+					if err := json.Unmarshal(property.Value, &fixed); err != nil {
+						t.Fatal(err)
+					}
+					colour := fixed.FixedColor
 					if known, ok := colours[match[1]]; ok && known != colour {
 						t.Errorf("%s: %q: %s is %s, elsewhere %s", b.UID, p.Title, match[1], colour, known)
 					}

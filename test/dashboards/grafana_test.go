@@ -93,7 +93,7 @@ func (p panel) unitOf(column string) string {
 	for _, o := range p.FieldConfig.Overrides {
 		for _, property := range o.Properties {
 			if o.Matcher.Options == column && property.ID == "unit" {
-				return fmt.Sprint(property.Value)
+				return strings.Trim(string(property.Value), `"`)
 			}
 		}
 	}

@@ -38,8 +38,9 @@ type board struct {
 }
 
 type link struct {
-	Title string `json:"title"`
-	URL   string `json:"url"`
+	Title       string `json:"title"`
+	URL         string `json:"url"`
+	IncludeVars bool   `json:"includeVars"`
 }
 
 type variable struct {
@@ -53,6 +54,7 @@ type variable struct {
 type annotation struct {
 	Name       string     `json:"name"`
 	Expr       string     `json:"expr"`
+	IconColor  string     `json:"iconColor"`
 	Datasource datasource `json:"datasource"`
 }
 
@@ -100,9 +102,23 @@ type override struct {
 		Options string `json:"options"`
 	} `json:"matcher"`
 	Properties []struct {
-		ID    string `json:"id"`
-		Value any    `json:"value"`
+		ID    string          `json:"id"`
+		Value json.RawMessage `json:"value"`
 	} `json:"properties"`
+}
+
+// dataLinks are the links of a table's cells.
+func (p panel) dataLinks() []link {
+	var all []link
+	for _, o := range p.FieldConfig.Overrides {
+		for _, property := range o.Properties {
+			var links []link
+			if property.ID == "links" && json.Unmarshal(property.Value, &links) == nil {
+				all = append(all, links...)
+			}
+		}
+	}
+	return all
 }
 
 // mapping turns values into texts and colours.

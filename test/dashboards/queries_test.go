@@ -45,9 +45,12 @@ var quietWithoutData = append(slices.Clone(notInPrivateNetwork),
 	"timewait-fleet / Which alerts fire? / A",
 	"timewait-fleet / Which alerts fire? / B",
 	"timewait-fleet / Which machines have most alerts? / A",
-	"timewait-fleet / annotation / Firing alerts",
-	"timewait-host / annotation / Firing alerts",
-	"timewait-destinations / annotation / Firing alerts",
+	"timewait-fleet / annotation / Critical alerts",
+	"timewait-fleet / annotation / Warnings",
+	"timewait-host / annotation / Critical alerts",
+	"timewait-host / annotation / Warnings",
+	"timewait-destinations / annotation / Critical alerts",
+	"timewait-destinations / annotation / Warnings",
 )
 
 // TestQueries runs every query of every panel, annotation and variable on a quiet machine, and on one with traffic.

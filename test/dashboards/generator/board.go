@@ -37,7 +37,7 @@ type Board struct {
 	UID         string
 	Title       string
 	Description string
-	// Alerts is the query whose series are drawn as annotations while they are above 0.
+	// Alerts is the query whose series are drawn as annotations while they are above 0; @firing stands for those of one severity.
 	Alerts string
 	// Runbooks is where the alerts' runbooks are served, "" on a board that shows many instances at once.
 	Runbooks  string
@@ -131,18 +131,28 @@ func (b Board) Build(alerts Alerts) (any, error) {
 	}
 	built.SchemaVersion = schemaVersion
 	built.Links = b.Links
-	return model{built, annotations{[]alertAnnotation{{
-		AnnotationQuery: dashboard.AnnotationQuery{
-			Name:       "Firing alerts",
-			Datasource: &datasource,
-			Enable:     true,
-			IconColor:  vermilion,
-			Expr:       new(selectors.Replace(b.Alerts)),
-		},
-		TitleFormat: "{{alertname}}",
-		TextFormat:  "{{severity}} {{netns}}",
-		TagKeys:     "alertname,severity",
-	}}}}, nil
+	return model{built, annotations{b.annotations()}}, nil
+}
+
+// annotations mark when alerts fired, each severity in its colour: a query has one.
+func (b Board) annotations() []alertAnnotation {
+	var list []alertAnnotation
+	for _, s := range severities {
+		firing := strings.Replace(b.Alerts, "@firing", `alertstate="firing",severity="`+s.severity+`"`, 1)
+		list = append(list, alertAnnotation{
+			AnnotationQuery: dashboard.AnnotationQuery{
+				Name:       s.alerts,
+				Datasource: &datasource,
+				Enable:     true,
+				IconColor:  s.colour,
+				Expr:       new(selectors.Replace(firing)),
+			},
+			TitleFormat: "{{alertname}}",
+			TextFormat:  "{{severity}} {{netns}}",
+			TagKeys:     "alertname,severity",
+		})
+	}
+	return list
 }
 
 // placedPanel is a panel with its number on the board and the alerts that its limits come from.
@@ -219,8 +229,8 @@ func (p placedPanel) limits() ([]dashboard.Threshold, string, error) {
 		if err != nil {
 			return nil, "", err
 		}
-		colour, ok := severityColour[p.alerts[name].Severity]
-		if !ok {
+		colour := severityColour(p.alerts[name].Severity)
+		if colour == "" {
 			return nil, "", fmt.Errorf("alert %s: no colour for severity %q", name, p.alerts[name].Severity)
 		}
 		steps = append(steps, dashboard.Threshold{Value: &limit, Color: colour})
@@ -234,7 +244,7 @@ func (p placedPanel) limits() ([]dashboard.Threshold, string, error) {
 		if err != nil {
 			return nil, "", err
 		}
-		base.Color = severityColour[p.alerts[p.Horizon].Severity]
+		base.Color = severityColour(p.alerts[p.Horizon].Severity)
 		steps = append(steps, dashboard.Threshold{Value: &horizon, Color: green})
 		notes = append(notes, fmt.Sprintf("%s below %s", p.Horizon, p.inUnit(horizon)))
 	}

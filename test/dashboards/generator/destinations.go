@@ -11,7 +11,7 @@ func destinationsBoard() Board {
 		UID:         "timewait-destinations",
 		Title:       "TCP connections: destinations and ports",
 		Description: "Which destination runs out of ephemeral ports, what holds them, and whether our own listeners keep up.",
-		Alerts:      `max by (alertname, severity, netns) (ALERTS{alertstate="firing",@instance})`,
+		Alerts:      `max by (alertname, severity, netns) (ALERTS{@firing,@instance})`,
 		Runbooks:    "http://${instance}/runbooks/",
 		Links:       []dashboard.DashboardLink{linkTo("timewait-host", "Host", true), linkTo("timewait-fleet", "Fleet", false)},
 		Variables:   instanceVariables(),

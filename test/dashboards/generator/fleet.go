@@ -12,7 +12,7 @@ func fleetBoard() Board {
 		UID:         "timewait-fleet",
 		Title:       "TCP connections: fleet",
 		Description: "All machines: which is worst, and which backend they run out of ports to. Needs the recording rules of timewait_exporter.rules.yml.",
-		Alerts:      `count by (alertname, severity) (ALERTS{alertstate="firing",@jobs})`,
+		Alerts:      `count by (alertname, severity) (ALERTS{@firing,@jobs})`,
 		Links:       []dashboard.DashboardLink{linkTo("timewait-host", "Host", false), linkTo("timewait-destinations", "Destinations and ports", false)},
 		Variables: []cog.Builder[dashboard.VariableModel]{
 			datasourceVariable(),

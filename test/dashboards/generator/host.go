@@ -11,7 +11,7 @@ func hostBoard() Board {
 		UID:         "timewait-host",
 		Title:       "TCP connections: host",
 		Description: "One machine's TCP connections: is anything wrong, since when, who is doing it, and how long is there left.",
-		Alerts:      `max by (alertname, severity, netns) (ALERTS{alertstate="firing",@instance})`,
+		Alerts:      `max by (alertname, severity, netns) (ALERTS{@firing,@instance})`,
 		Runbooks:    "http://${instance}/runbooks/",
 		Links:       []dashboard.DashboardLink{linkTo("timewait-destinations", "Destinations and ports", true), linkTo("timewait-fleet", "Fleet", false)},
 		Variables:   instanceVariables(),

@@ -29,8 +29,18 @@ var stateColour = []struct{ state, colour string }{
 	{"closing", darkGrey},
 }
 
-// severityColour is what a value past an alert's limit looks like.
-var severityColour = map[string]string{
-	"warning":  orange,
-	"critical": vermilion,
+// severities of alerts, and what a value past their limit and the time in which they fire look like.
+var severities = []struct{ severity, alerts, colour string }{
+	{"critical", "Critical alerts", vermilion},
+	{"warning", "Warnings", orange},
+}
+
+// severityColour is "" for a severity that there is not.
+func severityColour(severity string) string {
+	for _, s := range severities {
+		if s.severity == severity {
+			return s.colour
+		}
+	}
+	return ""
 }

@@ -5,11 +5,15 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 )
 
-// linkTo leads to another of the dashboards in the same time range; keep says that the selected instance goes along.
+// linkTo leads to another of the dashboards in the same time range and data source; keep says that all other variables go along too.
 func linkTo(uid, title string, keep bool) dashboard.DashboardLink {
-	return dashboard.DashboardLink{
+	link := dashboard.DashboardLink{
 		Title: title, Type: dashboard.DashboardLinkTypeLink, Url: new("/d/" + uid), Icon: "dashboard", Tags: []string{}, IncludeVars: keep, KeepTime: true,
 	}
+	if !keep {
+		*link.Url += "?var-datasource=${datasource}"
+	}
+	return link
 }
 
 // instanceVariables select one namespace of one machine.
