@@ -17,6 +17,10 @@ import (
 // IMC 2017). No count is ever too high, none is short by more than shortfall, and
 // shortfall is at most twice the rows over limit, so whoever holds many rows is always in.
 //
+// Rows that are added as light ones count for nothing in this: keys that have no
+// others give way to all that have, and are turned away once three quarters of the
+// room are taken. What they lose is not in shortfall.
+//
 // It is not for concurrent use. Its memory is used again after reset.
 type counts[K comparable] struct {
 	limit int
@@ -24,21 +28,22 @@ type counts[K comparable] struct {
 
 	slots   []uint32 // a hash table of entry numbers plus 1; its length is a power of two
 	entries []entry[K]
-	cells   []cell // cells[0] stands for none
-	free    uint32 // the first cell not in use
+	away    entry[K] // the last one turned away
+	cells   []cell   // cells[0] stands for none
+	free    uint32   // the first cell not in use
 
 	shortfall uint32
 	seen      *bitmap // keys ever seen, once some gave way
 
-	// gaveWay, if set, is called with each entry that gives way.
+	// gaveWay, if set, is called with each entry that gives way or is turned away.
 	gaveWay func(*entry[K])
 }
 
 type entry[K comparable] struct {
 	key  K
 	hash uint32
-	// rows is counted since the key came in, which was when shortfall was late:
-	// so many rows it may have had before.
+	// rows, without light ones, is counted since the key came in, which was when
+	// shortfall was late: so many rows it may have had before.
 	rows, late uint32
 	cells      uint32 // the first of its cells
 }
@@ -58,8 +63,24 @@ func newCounts[K comparable](limit int) *counts[K] {
 
 // add counts so many rows.
 func (c *counts[K]) add(key *K, label uint8, rows uint32) {
-	e := c.entry(key)
+	e := c.entry(key, false)
 	e.rows += rows
+	c.addCell(e, label, rows)
+}
+
+// addLight counts a light row.
+func (c *counts[K]) addLight(key *K, label uint8) {
+	e := c.entry(key, true)
+	c.addCell(e, label, 1)
+	if e == &c.away {
+		if c.gaveWay != nil {
+			c.gaveWay(e)
+		}
+		c.freeCells(e.cells)
+	}
+}
+
+func (c *counts[K]) addCell(e *entry[K], label uint8, rows uint32) {
 	i := e.cells
 	for i != 0 && c.cells[i].label != label {
 		i = c.cells[i].next
@@ -72,12 +93,19 @@ func (c *counts[K]) add(key *K, label uint8, rows uint32) {
 	c.cells[i].rows += rows
 }
 
-// entry returns the entry of key, a new one if it has none.
-func (c *counts[K]) entry(key *K) *entry[K] {
+// entry returns the entry of key, a new one if it has none; of a light one that is
+// turned away it is &c.away.
+func (c *counts[K]) entry(key *K, light bool) *entry[K] {
 	hash := uint32(maphash.Comparable(c.seed, *key))
 	slot := c.find(key, hash)
 	if n := c.slots[slot]; n != 0 {
 		return &c.entries[n-1]
+	}
+	if light && len(c.entries) >= c.limit-c.limit/4 {
+		c.estimate()
+		c.seen.add(hash)
+		c.away = entry[K]{key: *key, hash: hash}
+		return &c.away
 	}
 	if len(c.entries) == c.limit {
 		c.makeRoom()
@@ -122,32 +150,46 @@ func (c *counts[K]) index(size int) {
 	}
 }
 
-// makeRoom raises shortfall until half of the entries are at or below it, and
-// drops those.
+// makeRoom drops the entries that have light rows only. If there are none, it raises
+// shortfall until half of the entries are at or below it, and drops those.
 func (c *counts[K]) makeRoom() {
-	if c.seen == nil {
-		c.seen = new(bitmap)
-		for i := range c.entries {
-			c.seen.add(c.entries[i].hash)
+	c.estimate()
+	c.drop()
+	if len(c.entries) == c.limit {
+		for len(c.entries) > c.limit/2 {
+			c.shortfall++
+			c.drop()
 		}
-	}
-	for len(c.entries) > c.limit/2 {
-		c.shortfall++
-		kept := c.entries[:0]
-		for i := range c.entries {
-			e := &c.entries[i]
-			if e.rows+e.late > c.shortfall {
-				kept = append(kept, *e)
-				continue
-			}
-			if c.gaveWay != nil {
-				c.gaveWay(e)
-			}
-			c.freeCells(e.cells)
-		}
-		c.entries = kept
 	}
 	c.index(len(c.slots))
+}
+
+// drop drops the entries at or below shortfall.
+func (c *counts[K]) drop() {
+	kept := c.entries[:0]
+	for i := range c.entries {
+		e := &c.entries[i]
+		if e.rows+e.late > c.shortfall {
+			kept = append(kept, *e)
+			continue
+		}
+		if c.gaveWay != nil {
+			c.gaveWay(e)
+		}
+		c.freeCells(e.cells)
+	}
+	c.entries = kept
+}
+
+// estimate makes distinct an estimate.
+func (c *counts[K]) estimate() {
+	if c.seen != nil {
+		return
+	}
+	c.seen = new(bitmap)
+	for i := range c.entries {
+		c.seen.add(c.entries[i].hash)
+	}
 }
 
 func (c *counts[K]) newCell() uint32 {

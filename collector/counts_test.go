@@ -279,3 +279,83 @@ func TestLargest(t *testing.T) {
 		f(n, fmt.Sprint(want[:min(n, len(want))]), numbers...)
 	}
 }
+
+// TestCountsLight has keys of light rows among others: they give way to those, and
+// come in only while there is much room. Every row is counted by someone.
+func TestCountsLight(t *testing.T) {
+	const limit = 1000
+	f := func(heavy, light int, wantShort bool) {
+		t.Helper()
+		var away uint64
+		c := newCounts[uint64](limit)
+		c.gaveWay = func(e *entry[uint64]) {
+			for _, rows := range c.labels(e) {
+				away += uint64(rows)
+			}
+		}
+		for range 2 { // with the memory of the first time
+			away = 0
+			for i := range max(heavy, light) {
+				if key := uint64(i); i < light {
+					c.addLight(&key, uint8(i%8))
+				}
+				if key := uint64(1_000_000 + i); i < heavy {
+					c.add(&key, 0, 1)
+				}
+			}
+			if short := c.shortfall > 0; short != wantShort {
+				t.Errorf("%d keys, and %d light ones: %d short", heavy, light, c.shortfall)
+			}
+			in := away
+			found := make(map[bool]int)
+			for i := range c.entries {
+				found[c.entries[i].key >= 1_000_000]++
+				for _, rows := range c.labels(&c.entries[i]) {
+					in += uint64(rows)
+				}
+			}
+			if in != uint64(heavy+light) {
+				t.Errorf("%d keys, and %d light ones: %d rows are in or gave way", heavy, light, in)
+			}
+			if !wantShort && found[true] != heavy {
+				t.Errorf("%d keys, and %d light ones: %d and %d are in", heavy, light, found[true], found[false])
+			}
+			if len(c.entries) > limit {
+				t.Errorf("%d entries", len(c.entries))
+			}
+			if off := math.Abs(c.distinct()/float64(heavy+light) - 1); off > 0.02 {
+				t.Errorf("%v distinct, want %d", c.distinct(), heavy+light)
+			}
+			c.reset()
+		}
+	}
+	f(1, 1, false)
+	f(0, limit, false)
+	f(0, 100*limit, false)
+	f(10, 100*limit, false)
+	f(limit/2, 100*limit, false)
+	f(limit, 100*limit, false)
+	f(limit, limit, false)
+	f(limit+1, 0, true)
+	f(limit+1, 100*limit, true)
+	f(10*limit, 100*limit, true)
+
+	// A key is light no more once it has a row that counts.
+	c := newCounts[uint64](4)
+	keys := []uint64{0, 1, 2, 3, 4}
+	c.addLight(&keys[0], 1)
+	c.addLight(&keys[1], 1)
+	c.add(&keys[0], 2, 1)
+	for i := range keys[2:] {
+		c.add(&keys[2+i], 2, 1)
+	}
+	if c.lookup(&keys[0]) == nil || c.lookup(&keys[1]) != nil || c.shortfall != 0 {
+		t.Errorf("%+v, %d short", c.entries, c.shortfall)
+	}
+	c.addLight(&keys[0], 3) // one that is in is counted though there is no room
+	for label, rows := range c.labels(c.lookup(&keys[0])) {
+		if rows != 1 {
+			t.Errorf("%d rows under label %d", rows, label)
+		}
+	}
+}

@@ -40,7 +40,7 @@ Written from the code by ` + "`make docs`" + `; a test holds it to the code. Bes
 * **direction** is ` + "`inbound`" + ` for a listener, a half-open connection, and a connection whose local port a listener holds, on its
   local IP or on all; else, and in SYN_SENT whoever holds the port, ` + "`outbound`" + `. The listener has to be in the same of the kernel's two tables, that of AF_INET or of AF_INET6
   sockets, as the one that takes a connection always is. An inbound TIME_WAIT holds no ephemeral port of this host. When a listener
-  is closed, the connections that it took become outbound.
+  is closed, the connections that it took become outbound. With source netlink a connection of a transparent socket (TPROXY) whose port is not of the pool is inbound too.
 * The **ephemeral pool** is the ports of ` + "`net.ipv4.ip_local_port_range`" + ` less ` + "`net.ipv4.ip_local_reserved_ports`" + `. It is used in three
   ways. ` + "`pool=\"connect\"`: `connect()`" + ` needs a port that is free toward its destination. ` + "`pool=\"bind\"`: `bind()`" + ` with port 0 needs
   a port that no socket holds on its local IP, whatever the destination; programs that choose their source IP do that.
@@ -62,9 +62,12 @@ has a bounded length, whatever happens in the network.
   They are exact where nobody does that. Of a range with an odd number of ports the kernel may leave one unused.
 * ` + "`pool=\"bind_any\"`" + ` is exact for a dual-stack ` + "`::`" + `, and an upper bound for ` + "`0.0.0.0`" + ` and for a ` + "`::`" + ` with IPV6_V6ONLY, which clash with fewer sockets.
   Listeners on ` + "`::`" + ` with IPV6_V6ONLY take no port of an IPv4 address; without sock_diag nothing tells them from dual-stack ones, and they count as those.
+* Connections that TPROXY or a ` + "`sk_lookup`" + ` program gave to a listener on another port have a local port that nobody listens on, and look like outbound ones.
+  Source netlink knows those of TPROXY by IP_TRANSPARENT, but not once they are in TIME_WAIT, and takes for one of them what a transparent proxy connected itself from a
+  client's port that is not of the pool. Those that look outbound rank behind all that hold a port of the pool, by name and for memory.
 * A walk of the table is no snapshot: a socket that comes or goes meanwhile may be in it or not.
 * The kernel fires the timers of TIME_WAIT up to two seconds late, in which they show as 0.
-* With more than %d remotes in a direction, %d destinations or %d local IPs at once, the small ones are not counted one by one.
+* With more than %d remotes in a direction, %d destinations or %d local IPs at once (three quarters of these destinations, for those that hold no port of the pool), the small ones are not counted one by one.
   ` + "`timewait_exporter_undercount_max`" + ` then says by how many connections any one may be short, the numbers of distinct ones are
   estimates good to about 1 %%, and totals stay exact.
 

@@ -65,7 +65,7 @@ var (
 		"Share of the pool that is gone where it is worst: pool=\"connect\" for connect() to the worst destination, pool=\"bind\" for bind() with port 0 on the worst local IP, pool=\"bind_any\" for bind() with port 0 on :: and listen() without bind(), as of Java and Go. At 1 the next such call fails.",
 		"netns", "pool")
 	destinationPortsUsed = newMetric("tcp_destination_ports_used", "gauge", fromPool,
-		"Ports of the pool held toward a destination, by state, for the destinations with most of the pool gone. Only what is not zero.",
+		"Ports of the pool held toward a destination, by state, for the destinations with most of the pool gone and, a quarter of them, most of it held. Only what is not zero.",
 		"netns", "local_ip", "remote_ip", "remote_port", "state")
 	destinationUtilisation = newMetric("tcp_destination_port_utilisation_ratio", "gauge", fromReuse,
 		"Share of the pool that connect() to this destination can't use: ports held toward it, less those in TIME_WAIT that may be reused, and ports of listeners (with source netlink also of idle bound sockets).",
@@ -414,11 +414,11 @@ func (l *listenerPort) addTo(out *samples, netns, port string) {
 	out.add(listenerUnaccepted, float64(l.unaccepted), netns, port)
 }
 
-// heldDestination is a destination with the ports that connect can't use for it
-// beside those of listeners.
+// heldDestination is a destination with the ports of the pool that are held toward
+// it, and of these the blocked ones: that connect can't use, and no listener has.
 type heldDestination struct {
 	*entry[destination]
-	blocked uint64
+	held, blocked uint64
 }
 
 func (t *tally) allDestinations() iter.Seq[heldDestination] {
@@ -426,6 +426,9 @@ func (t *tally) allDestinations() iter.Seq[heldDestination] {
 		for i := range t.destinations.entries {
 			d := heldDestination{entry: &t.destinations.entries[i]}
 			for label, rows := range t.destinations.labels(d.entry) {
+				if label&unpooled == 0 {
+					d.held += uint64(rows)
+				}
 				if label&^stateBits == 0 {
 					d.blocked += uint64(rows)
 				}
@@ -437,14 +440,35 @@ func (t *tally) allDestinations() iter.Seq[heldDestination] {
 	}
 }
 
-func compareDestinations(a, b heldDestination) int {
+func byBlocked(a, b heldDestination) int {
+	return cmp.Or(cmp.Compare(b.blocked, a.blocked), byHeld(a, b))
+}
+
+func byHeld(a, b heldDestination) int {
 	return cmp.Or(
-		cmp.Compare(b.blocked, a.blocked),
-		cmp.Compare(b.rows, a.rows),
+		cmp.Compare(b.held, a.held),
 		slices.Compare(a.key.remote[:], b.key.remote[:]),
 		cmp.Compare(a.key.port, b.key.port),
 		slices.Compare(a.key.local[:], b.key.local[:]),
 	)
+}
+
+// worstDestinations returns the n destinations to name, the worst one first. A
+// quarter of the places is for those that hold most ports, whether connect may take
+// them over or not: where it then doesn't (tcp_tw_reuse, and a peer without
+// timestamps) they are the ones that nothing can be connected to.
+func (t *tally) worstDestinations(n int) []heldDestination {
+	worst := largest(t.allDestinations(), n-(n+2)/4, byBlocked)
+	named := make(map[*entry[destination]]bool, n)
+	for _, d := range worst {
+		named[d.entry] = true
+	}
+	for _, d := range largest(t.allDestinations(), n, byHeld) {
+		if len(worst) < n && !named[d.entry] {
+			worst = append(worst, d)
+		}
+	}
+	return worst
 }
 
 func (t *tally) addPool(out *samples, netns string, n exported) {
@@ -459,15 +483,14 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 	// the labels keep them apart. A destination nobody talks to yet still lacks
 	// the listeners' ports.
 	heldForAll := uint64(t.heldPorts.len())
-	var worst uint64
-	for _, d := range largest(t.allDestinations(), max(n.destinations, 1), compareDestinations) {
-		worst = max(worst, d.blocked)
-		if n.destinations == 0 {
-			break
+	var blocked uint64
+	for i, d := range t.worstDestinations(max(n.destinations, 1)) {
+		blocked = max(blocked, d.blocked)
+		if i < n.destinations {
+			t.addDestination(out, netns, d, heldForAll)
 		}
-		t.addDestination(out, netns, d, heldForAll)
 	}
-	out.add(ephemeralUtilisation, t.utilisation(worst+heldForAll), netns, "connect")
+	out.add(ephemeralUtilisation, t.utilisation(blocked+heldForAll), netns, "connect")
 
 	type local struct {
 		addr netip.Addr

@@ -209,15 +209,16 @@ func (t *tally) add(s *tcptable.Socket) {
 		return
 	}
 	label := uint8(s.State)
+	to := destination{s.Local.Addr, s.Remote.Addr, s.Remote.Port}
 	switch {
 	case !pooled:
-		label |= unpooled
+		t.destinations.addLight(&to, label|unpooled)
+		return
 	case t.heldPorts.has(s.Local.Port):
 		label |= heldForAll
 	case t.pool.reusable(s):
 		label |= reusable
 	}
-	to := destination{s.Local.Addr, s.Remote.Addr, s.Remote.Port}
 	t.destinations.add(&to, label, 1)
 }
 
@@ -269,13 +270,21 @@ func (t *tally) holdForAll(s *tcptable.Socket) {
 // directionOf tells who connected to whom: a connection of a listener's port came
 // in, unless it is only just sending its SYN. A listener takes connections of its
 // own table only.
+//
+// What TPROXY hands to a listener keeps the address and port the client asked for,
+// and has the listener's IP_TRANSPARENT. A transparent proxy's own connections have
+// it as well, but a port of the pool, unless the proxy chose the client's.
 func (t *tally) directionOf(s *tcptable.Socket) direction {
 	l := &t.listeners[s.Table]
 	port := s.Local.Port
 	switch {
 	case s.State == tcptable.SynRecv:
 		return inbound
-	case s.State == tcptable.SynSent, !l.ports.has(port):
+	case s.State == tcptable.SynSent:
+		return outbound
+	case s.Transparent && t.pool != nil && !t.pool.ports.has(port):
+		return inbound
+	case !l.ports.has(port):
 		return outbound
 	case l.wildcard.has(port):
 		return inbound

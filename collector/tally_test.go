@@ -148,6 +148,61 @@ func TestDirection(t *testing.T) {
 	f(inbound, "tcp established 10.0.0.1:1 10.0.0.2:5555", "tcp listen 0.0.0.0:1 0.0.0.0:0")
 }
 
+// TestTransparent tells what TPROXY handed to a listener from what a transparent
+// proxy connected itself: by the port, which of the former is a service's.
+func TestTransparent(t *testing.T) {
+	ports := portsOf(t, 40000, 40009, "40009")
+	f := func(want direction, p *pool, text string, transparent bool) {
+		t.Helper()
+		s := socket(text)
+		s.Transparent = transparent
+		page := tallied(t, p, everything, socket("tcp listen 0.0.0.0:15001 0.0.0.0:0"), s)
+		page.want(t, 1, "tcp_connections", "state", s.State.String(), "direction", want.String())
+		if want == inbound {
+			page.want(t, 0, "tcp_destinations")
+			page.want(t, 1, "tcp_listener_connections", "local_port", "80")
+		}
+	}
+	for s := range states(outbound) {
+		child := fmt.Sprintf("tcp %v 192.0.2.5:80 10.0.0.2:50000", s)
+		switch s {
+		case tcptable.SynSent:
+			f(outbound, ports, child, true)
+		case tcptable.TimeWait: // a minisock does not tell
+			f(outbound, ports, child, false)
+		default:
+			f(inbound, ports, child, true)
+		}
+		f(outbound, ports, child, false)
+		f(outbound, nil, child, true) // whether the port is one of the pool is not known
+		f(outbound, ports, fmt.Sprintf("tcp %v 10.0.0.2:40000 192.0.2.5:80", s), true)
+	}
+	f(outbound, ports, "tcp established 10.0.0.2:40009 192.0.2.5:80", false)
+}
+
+// TestUnpooledFlood has more connections of ports outside the pool than a tally keeps
+// destinations, as of a sk_lookup program without a listener on that port: none of
+// those that hold a port of the pool gives way, and no remote is lost.
+func TestUnpooledFlood(t *testing.T) {
+	var rows []tcptable.Socket
+	const flood = 2 * maxDestinations
+	for i := range flood {
+		s := socket("tcp established 192.0.2.5:80 10.0.0.1:1024")
+		s.Remote = bareEndpoint(theNet+uint32(i%200), uint16(1024+i/200))
+		rows = append(rows, s)
+		if i%(flood/64) == 0 { // few, from the first to the last
+			rows = append(rows, socket(fmt.Sprintf("tcp established 10.0.0.1:%d 10.9.9.9:%d", 40000+i/(flood/64), 1+i/(flood/4))))
+		}
+	}
+	p := tallied(t, portsOf(t, 40000, 40099, ""), exported{destinations: 4, remotes: 1000}, rows...)
+	p.want(t, 0, "timewait_exporter_undercount_max")
+	p.want(t, 64, "tcp_destination_ports_used", "remote_ip", "10.9.9.9")
+	p.want(t, 0.16, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+	p.want(t, 64, "tcp_remote_connections", "remote_ip", "10.9.9.9")
+	p.want(t, flood+64, "tcp_remote_connections", "direction", "outbound")
+	p.wantNone(t, "tcp_remote_connections", "remote_ip", "other")
+}
+
 // TestFamily goes by the addresses, not by the table.
 func TestFamily(t *testing.T) {
 	f := func(want, row string) {
@@ -509,8 +564,48 @@ func TestDestinationsTop(t *testing.T) {
 		p.want(t, 0.07, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 	}
 	f(1, "10.0.0.3=0.07")
-	f(2, "10.0.0.3=0.07", "10.0.0.5=0.06")
+	// A quarter, rounded, is for those that hold most, though all be reusable.
+	f(2, "10.0.0.3=0.07", "10.0.0.4=0")
+	f(3, "10.0.0.3=0.07", "10.0.0.4=0", "10.0.0.5=0.06")
 	f(9, "10.0.0.2=0.05", "10.0.0.3=0.07", "10.0.0.4=0", "10.0.0.5=0.06")
+
+	// Who holds no port of the pool comes last, with however many rows.
+	for i := range 100 {
+		rows = append(rows, socket(fmt.Sprintf("tcp established 192.0.2.5:%d 10.0.0.1:5000", 100+i)))
+	}
+	count := func(n int) {
+		t.Helper()
+		p := tallied(t, pool, exported{destinations: n}, rows...)
+		p.want(t, 5, "tcp_destinations")
+		if got := len(p.series("tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.1")); got != n-4 {
+			t.Errorf("top %d: it is named %d times", n, got)
+		}
+	}
+	count(4)
+	count(5)
+}
+
+// TestDestinationsTopHeld names a destination all of whose ports may be reused among
+// thousands that have few.
+func TestDestinationsTopHeld(t *testing.T) {
+	pool := portsOf(t, 40000, 40099, "")
+	pool.reuseMode = 1
+	var rows []tcptable.Socket
+	for i := range 100 {
+		rows = append(rows, socket(fmt.Sprintf("tcp time_wait 10.0.0.1:%d 10.0.0.9:80", 40000+i)))
+	}
+	for i := range 3000 {
+		rows = append(rows, socket(fmt.Sprintf("tcp established 10.0.0.1:%d 10.1.%d.%d:80", 40000+i%100, i/250, i%250)))
+	}
+	for _, n := range []int{2, 3, 4, 20, 50} {
+		p := tallied(t, pool, exported{destinations: n}, rows...)
+		p.want(t, 100, "tcp_destination_ports_used", "remote_ip", "10.0.0.9")
+		p.want(t, 0, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.9")
+		if got := len(p.family("tcp_destination_port_utilisation_ratio")); got != n {
+			t.Errorf("%d are named, %d should be", got, n)
+		}
+		p.want(t, 0.01, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+	}
 }
 
 // TestListeners counts what came in by port, and what waits for accept(2).

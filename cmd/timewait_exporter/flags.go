@@ -59,7 +59,7 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 		&cfg.collector.Source, collector.SourceProcfs, collector.SourceNetlink, collector.SourceAuto)
 	number(app, "collector.remotes", "Number of remote IPs with series of their own, those with most connections.",
 		&cfg.collector.Remotes, "50", maxSeries)
-	number(app, "collector.destinations", "Number of destinations with series of their own, those with most of the ephemeral ports gone.",
+	number(app, "collector.destinations", "Number of destinations with series of their own, those with most of the ephemeral ports gone, a quarter of them those with most held.",
 		&cfg.collector.Destinations, "20", maxSeries)
 	number(app, "collector.listeners", "Number of listening ports with series of their own, those with most connections.",
 		&cfg.collector.Listeners, "50", maxSeries)

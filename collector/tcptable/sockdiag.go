@@ -49,6 +49,7 @@ const (
 	getSock       = 18 // TCPDIAG_GETSOCK, the request of before Linux 3.3
 	attrShutdown  = 8  // INET_DIAG_SHUTDOWN
 	attrV6Only    = 11 // INET_DIAG_SKV6ONLY
+	attrSockopt   = 22 // INET_DIAG_SOCKOPT
 	boundInactive = 13 // TCP_BOUND_INACTIVE, since Linux 6.8
 
 	// ownNet is the net directory of the namespace sock_diag shows.
@@ -355,11 +356,21 @@ func parseDiag(diag []byte, s *Socket) error {
 	return nil
 }
 
+// sockoptTransparent returns the bit that is the sixth bit-field of a struct
+// inet_diag_sockopt (include/uapi/linux/inet_diag.h). The first is the lowest bit on
+// little-endian machines, the highest on big-endian ones.
+func sockoptTransparent() byte {
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
+		return 1 << 2
+	}
+	return 1 << 5
+}
+
 // parseAttrs reads the attributes behind a struct inet_diag_msg
 // (inet_diag_msg_attrs_fill in net/ipv4/inet_diag.c) into s, and reports whether
 // they are of a full socket: of those only, the kernel says which ways are shut down.
 func parseAttrs(attrs []byte, s *Socket) (full bool) {
-	s.V6Only = false
+	s.V6Only, s.Transparent = false, false
 	for len(attrs) >= unix.SizeofNlAttr {
 		length := int(binary.NativeEndian.Uint16(attrs))
 		if length < unix.SizeofNlAttr || length > len(attrs) {
@@ -371,6 +382,8 @@ func parseAttrs(attrs []byte, s *Socket) (full bool) {
 			full = true
 		case attrV6Only:
 			s.V6Only = len(payload) > 0 && payload[0] != 0
+		case attrSockopt:
+			s.Transparent = len(payload) > 0 && payload[0]&sockoptTransparent() != 0
 		}
 		attrs = attrs[min((length+3)&^3, len(attrs)):]
 	}

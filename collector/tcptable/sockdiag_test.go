@@ -31,6 +31,9 @@ func diagText(s Socket) string {
 	if s.V6Only {
 		text += " v6only"
 	}
+	if s.Transparent {
+		text += " transparent"
+	}
 	return text
 }
 
@@ -42,7 +45,7 @@ func parseAnswer(kind uint16, seq uint32, datagrams ...[]byte) (sockets []Socket
 			return sockets, false, errors.New("a datagram behind the last one")
 		}
 		done, err = parseReply(datagram, kind, seq, func(diag []byte) error {
-			s := Socket{Backlog: 99, TimerLeft: 99, Kind: Bound, V6Only: true} // what the row before may have left
+			s := Socket{Backlog: 99, TimerLeft: 99, Kind: Bound, V6Only: true, Transparent: true} // what the row before may have left
 			if err := parseDiag(diag, &s); err != nil {
 				return err
 			}
@@ -147,7 +150,7 @@ func TestParseReplyAgreesWithProc(t *testing.T) {
 // undated is a socket without its timer, which the clock changes, and without what
 // /proc does not tell.
 func undated(s Socket) Socket {
-	s.TimerLeft, s.Backlog, s.V6Only = 0, 0, false
+	s.TimerLeft, s.Backlog, s.V6Only, s.Transparent = 0, 0, false, false
 	return s
 }
 
@@ -477,6 +480,22 @@ func TestParseAttrs(t *testing.T) {
 	v6Only(true, attribute(attrV6Only, 1)[:5])
 	v6Only(false, attribute(attrV6Only, 1)[:4])
 	v6Only(false, attribute(attrV6Only))
+
+	transparent := func(want bool, attributes ...[]byte) {
+		t.Helper()
+		s := Socket{Transparent: true} // what the row before may have left
+		if parseAttrs(bytes.Join(attributes, nil), &s); s.Transparent != want {
+			t.Errorf("%x: Transparent is %v, want %v", bytes.Join(attributes, nil), s.Transparent, want)
+		}
+	}
+	bit := sockoptTransparent()
+	transparent(false)
+	transparent(false, shutdown, attribute(attrSockopt, ^bit, 0xff))
+	transparent(true, shutdown, attribute(attrSockopt, bit, 0), other)
+	transparent(true, shutdown, other, attribute(attrSockopt, 0xff, 0xff)[:6])
+	transparent(true, attribute(attrSockopt, bit)[:5])
+	transparent(false, attribute(attrSockopt, bit)[:4])
+	transparent(false, attribute(attrSockopt))
 }
 
 // TestRequest reads the requests as the kernel does.
@@ -581,6 +600,8 @@ func diagSlowly(diag []byte) (s Socket, ok bool) {
 			full = true
 		case kind == 11:
 			s.V6Only = length > 4 && attrs[4] != 0
+		case kind == 22:
+			s.Transparent = length > 4 && attrs[4]&sockoptTransparent() != 0
 		}
 		attrs = attrs[min((length+3)&^3, len(attrs)):]
 	}

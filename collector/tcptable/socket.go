@@ -134,6 +134,10 @@ type Socket struct {
 	// V6Only is whether an AF_INET6 socket that listens, or is Bound, takes no IPv4
 	// (IPV6_V6ONLY, man 7 ipv6). Only sock_diag tells it, else it is false.
 	V6Only bool
+	// Transparent is whether a Full socket may have a local address that is not this
+	// host's (IP_TRANSPARENT, man 7 ip): one that TPROXY handed to a transparent
+	// listener, or a proxy's own. Only sock_diag tells it, else it is false.
+	Transparent bool
 	// TimerLeft is the time until a Mini goes away. It stays 0 for up to the
 	// last two seconds, because the kernel fires these timers late
 	// (kernel/time/timer.c). It is 0 for other kinds.

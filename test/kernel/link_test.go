@@ -78,6 +78,20 @@ func addAddress(t *testing.T, link string, prefix netip.Prefix) {
 	}, func() string { return "no route to " + prefix.String() })
 }
 
+// addLocalRoute makes all addresses of prefix this host's own, as
+// `ip route add local PREFIX dev lo` does.
+func addLocalRoute(t *testing.T, prefix netip.Prefix) {
+	t.Helper()
+	route := unix.RtMsg{Family: unix.AF_INET, Dst_len: uint8(prefix.Bits()), Table: unix.RT_TABLE_LOCAL,
+		Protocol: unix.RTPROT_BOOT, Scope: unix.RT_SCOPE_HOST, Type: unix.RTN_LOCAL}
+	body := slices.Concat(encode(route),
+		attribute(unix.RTA_DST, prefix.Addr().AsSlice()),
+		attribute(unix.RTA_OIF, encode(linkIndex(t, "lo"))))
+	if err := rtnetlink(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, body); err != nil {
+		t.Fatalf("add local route %s: %v", prefix, err)
+	}
+}
+
 func linkIndex(t *testing.T, name string) int32 {
 	t.Helper()
 	link, err := net.InterfaceByName(name)

@@ -102,7 +102,8 @@ func compareRows(t *testing.T, rs rows) {
 		if p.State == tcptable.Listen && d.Backlog != 100 {
 			t.Errorf("the backlog of %+v is 100", d)
 		}
-		d.TimerLeft, d.Backlog, d.V6Only = p.TimerLeft, 0, false // /proc does not tell the last two
+		d.TimerLeft = p.TimerLeft
+		d.Backlog, d.V6Only, d.Transparent = 0, false, false // /proc does not tell those
 		if d != p {
 			t.Errorf("/proc has\n%+v, sock_diag\n%+v", p, d)
 		}
