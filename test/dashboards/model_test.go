@@ -139,7 +139,8 @@ type mapping struct {
 type transformation struct {
 	ID      string `json:"id"`
 	Options struct {
-		IndexByName map[string]int `json:"indexByName"`
+		IndexByName  map[string]int    `json:"indexByName"`
+		RenameByName map[string]string `json:"renameByName"`
 	} `json:"options"`
 }
 

@@ -42,7 +42,7 @@ func destinationsBoard() Board {
 				{
 					Title: "Closes a destination bears",
 					Description: "Connections per second that this machine can open to one destination and close itself, for ever: each holds a port for the 60 s of its TIME_WAIT. " +
-						"Beyond that the pool empties however short the connections are. Compare with the close rate on the host dashboard.",
+						"Beyond that the pool fills up however short the connections are. Compare with the close rate on the host dashboard.",
 					Unit: "cps", Width: quarter, Height: 5,
 					Draw:    plainNumber().Decimals(0),
 					Queries: []Query{{Expr: `tcp_ephemeral_ports{@netns} / 60`, Instant: true}},

@@ -84,7 +84,7 @@ func fleetBoard() Board {
 					"Only pools that are full (0 s), or fill now and would be full within a day, are here: no rows means that nobody is about to run out.",
 					"s",
 					Column{
-						Name: "empty in", Ascending: true,
+						Name: "full in", Ascending: true,
 						Expr: `bottomk(20, min by (job, instance, netns) (instance_netns_pool:tcp_ephemeral_port_exhaustion:seconds{@jobs,pool=~"connect|bind"}))`,
 					}),
 				worstPanel("Most TIME_WAITs of their limit",

@@ -22,38 +22,53 @@ func hostBoard() Board {
 					Description: "The share of the ephemeral ports that a new connect() to the worst destination, or a new bind() on the worst local IP, " +
 						"can't use. At 100 % that call fails with \"Cannot assign requested address\" or \"Address already in use\".\n\n" +
 						"Past the first limit connect() is already slow. See below which remote it is, and the destinations dashboard for the port it is on.",
-					Unit: "percentunit", Width: sixth, Height: 5,
+					Unit: "percentunit", Width: quarter, Height: 4,
 					Draw:     bigNumber().Min(0).Max(1).Decimals(0),
 					Queries:  []Query{{Expr: `max(tcp_ephemeral_port_utilisation_ratio{@netns,pool=~"connect|bind"})`, Instant: true}},
 					Limits:   []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
 					Runbooks: []string{"TCPBindPortsNearExhaustion"},
 				},
 				{
-					Title: "TIME_WAIT of its limit",
-					Description: "TIME_WAIT sockets, as the kernel counts them, of net.ipv4.tcp_max_tw_buckets. Past it the kernel drops new ones at once: " +
-						"a late segment of the old connection then meets a reset, or a new connection.\n\n" +
-						"Look at who holds them before raising the limit.",
-					Unit: "percentunit", Width: sixth, Height: 5,
-					Draw:     bigNumber().Min(0).Max(1).Decimals(0),
-					Queries:  []Query{{Expr: `tcp_time_wait_sockets{@netns} / tcp_time_wait_limit{@netns}`, Instant: true}},
-					Limits:   []string{"TCPTimeWaitAccumulating", "TCPTimeWaitNearLimit"},
-					Runbooks: []string{"TCPTimeWaitOverflowing", "TCPTimeWaitOneRemote"},
+					Title: "CLOSE_WAIT of the open connections",
+					Description: "Connections that the peer has closed and our program has not, of the established ones and these, in the worse direction: the least of 5 minutes, " +
+						"so that a close which takes a moment does not count.\n\n" +
+						"High or growing: a program leaks connections, and each costs it an open file. The table below says toward whom, ss -tnp state close-wait which program. " +
+						"It helped when this falls.",
+					Unit: "percentunit", Width: quarter, Height: 4,
+					Draw: bigNumber().Min(0).Max(1).Decimals(0),
+					Queries: []Query{{
+						Expr: `max(sum by (direction) (min_over_time(tcp_connections{@netns,state="close_wait"}[5m])) / ` +
+							`clamp_min(sum by (direction) (max_over_time(tcp_connections{@netns,state=~"close_wait|established"}[5m])), 1))`,
+						Instant: true,
+					}},
+					Limits: []string{"TCPCloseWaitLeak"},
 				},
 				{
 					Title: "Fullest accept queue",
 					Description: "Connections that wait for the program's accept(), of what its listen() allows, at the worst listener. " +
 						"At 100 % the kernel drops the next client's handshake and the client waits for its retry.\n\n" +
 						"Seldom empty: the program is too slow. The destinations dashboard names the listener.",
-					Unit: "percentunit", Width: sixth, Height: 5,
+					Unit: "percentunit", Width: quarter, Height: 4,
 					Draw:     bigNumber().Min(0).Max(1).Decimals(0).Thresholds(always(green)).Mappings(from(1, dashboard.ValueMappingResult{Color: new(vermilion)})),
 					Queries:  []Query{{Expr: `max(` + acceptQueueRatio + `)`, Instant: true}},
 					Runbooks: []string{"TCPAcceptQueueNotDrained", "TCPListenQueueOverflowing"},
 				},
 				{
+					Title: "TIME_WAIT of its limit",
+					Description: "TIME_WAIT sockets, as the kernel counts them, of net.ipv4.tcp_max_tw_buckets. Past it the kernel drops new ones at once: " +
+						"a late segment of the old connection then meets a reset, or a new connection.\n\n" +
+						"Look at who holds them before raising the limit.",
+					Unit: "percentunit", Width: quarter, Height: 4,
+					Draw:     bigNumber().Min(0).Max(1).Decimals(0),
+					Queries:  []Query{{Expr: `tcp_time_wait_sockets{@netns} / tcp_time_wait_limit{@netns}`, Instant: true}},
+					Limits:   []string{"TCPTimeWaitAccumulating", "TCPTimeWaitNearLimit"},
+					Runbooks: []string{"TCPTimeWaitOverflowing", "TCPTimeWaitOneRemote"},
+				},
+				{
 					Title: "File handles of their limit",
 					Description: "Open file handles of the whole machine, of fs.file-max. At 100 % nobody can open a socket or a file: \"Too many open files in system\".\n\n" +
 						"A process has a limit of its own besides (ulimit -n), which is usually met first.",
-					Unit: "percentunit", Width: sixth, Height: 5,
+					Unit: "percentunit", Width: third, Height: 4,
 					Draw:    bigNumber().Min(0).Max(1).Decimals(0),
 					Queries: []Query{{Expr: `kernel_file_handles{@instance} / kernel_file_handles_limit{@instance}`, Instant: true}},
 					Limits:  []string{"FileHandlesNearLimit"},
@@ -62,7 +77,7 @@ func hostBoard() Board {
 					Title: "Alerts that fire",
 					Description: "Alerts about this machine that fire now, in all its network namespaces. The markers in the graphs below say which and since when; " +
 						"the icon of a panel leads to the runbooks of the alerts that the panel is about.",
-					Unit: "none", Width: sixth, Height: 5,
+					Unit: "none", Width: third, Height: 4,
 					Draw: noneIsGood(vermilion),
 					// up is there whenever Prometheus knows the machine, so no alert shows as 0 and no exporter as no data.
 					Queries: []Query{{Expr: `count(count by (alertname) (ALERTS{alertstate="firing",@instance})) or 0 * max(up{@instance})`, Instant: true}},
@@ -72,7 +87,7 @@ func hostBoard() Board {
 					Description: "\"yes\" when Prometheus reached the exporter and every collector of this namespace read all it should. " +
 						"\"no\" when it is down or read only a part: its metrics are then absent, not zero. No data means that Prometheus does not know it.\n\n" +
 						"The exporter's log says why in one line.",
-					Unit: "none", Width: sixth, Height: 5,
+					Unit: "none", Width: third, Height: 4,
 					Draw: bigNumber().
 						Thresholds(always(vermilion)).
 						Mappings(exactly(map[string]dashboard.ValueMappingResult{
@@ -143,8 +158,8 @@ func hostBoard() Board {
 					Runbooks: []string{"TCPBindPortsNearExhaustion"},
 				},
 				{
-					Title: "Until a pool is empty",
-					Description: "When the fuller pool, connect or bind, will be empty if it goes on as in the last 3 minutes. " +
+					Title: "Until a pool is full",
+					Description: "When the fuller pool, connect or bind, will be full if it goes on as in the last 3 minutes; 0 s: it is, and connect() or bind() fails now. " +
 						"A pool that does not fill, or only within more than a day, reads \"not filling\".",
 					Unit: "s", Width: quarter, Height: 8,
 					Draw: bigNumber().Decimals(0).Mappings(from(day, dashboard.ValueMappingResult{Text: new("not filling"), Color: new(green)})),
@@ -244,7 +259,7 @@ func hostBoard() Board {
 	}
 }
 
-// day is, in seconds, where "Until a pool is empty" stops counting.
+// day is, in seconds, where "Until a pool is full" stops counting.
 const day = 86400.0
 
 func remotesPanel() Panel {
