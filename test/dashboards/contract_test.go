@@ -309,18 +309,18 @@ func TestNamesExist(t *testing.T) {
 			return nil
 		})
 	}
-	some := selection{"job": "j", "instance": "i", "netns": "n", "__rate_interval": "1m"}
+	some := selection{"job": "j", "instance": "i", "netns": "n", "remote_ip": "r", "remote_port": "p", "__rate_interval": "1m"}
 	for _, b := range readBoards(t) {
 		for _, q := range b.queries() {
 			check(q.String(), some.in(q.expr))
 		}
 		for _, v := range b.Templating.List[1:] {
-			match := labelValues.FindStringSubmatch(v.Definition)
-			if match == nil {
-				t.Errorf("%s: variable %s: definition %q", b.UID, v.Name, v.Definition)
+			expr, err := v.expr()
+			if err != nil {
+				t.Errorf("%s: %v", b.UID, err)
 				continue
 			}
-			check(b.UID+" / variable / "+v.Name, "count by ("+match[2]+") ("+some.in(match[1])+")")
+			check(b.UID+" / variable / "+v.Name, some.in(expr))
 		}
 	}
 	if selectors < 100 {
@@ -497,6 +497,12 @@ func TestLinks(t *testing.T) {
 			}
 			if slices.Contains(p.labelColumns(), "instance") && !slices.ContainsFunc(own, toMachine) {
 				t.Errorf("%s: %q names machines and links to none", b.UID, p.Title)
+			}
+			toMachines := func(l link) bool {
+				return strings.Contains(l.URL, "&var-remote_ip=${__data.fields.remote_ip}&var-remote_port=${__data.fields.remote_port}")
+			}
+			if b.UID == "timewait-fleet" && slices.Contains(p.labelColumns(), "remote_port") && !slices.ContainsFunc(own, toMachines) {
+				t.Errorf("%s: %q names destinations and does not lead to their machines", b.UID, p.Title)
 			}
 		}
 		var targets []string

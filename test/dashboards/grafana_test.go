@@ -186,6 +186,9 @@ func resultLabels(expr parser.Expr) ([]string, error) {
 		if e.Op == parser.LAND || e.Op == parser.LUNLESS || e.Op.IsComparisonOperator() && constant {
 			return resultLabels(e.LHS)
 		}
+		if e.VectorMatching != nil && e.VectorMatching.On && e.VectorMatching.Card == parser.CardOneToOne {
+			return e.VectorMatching.MatchingLabels, nil
+		}
 	}
 	return nil, fmt.Errorf("%q is not aggregated by labels", expr)
 }

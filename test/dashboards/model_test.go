@@ -48,6 +48,7 @@ type variable struct {
 	Type       string     `json:"type"`
 	Query      any        `json:"query"`
 	Definition string     `json:"definition"`
+	Regex      string     `json:"regex"`
 	Datasource datasource `json:"datasource"`
 }
 
@@ -228,7 +229,21 @@ func (b board) queries() []query {
 	return all
 }
 
-var labelValues = regexp.MustCompile(`^label_values\((.+), (\w+)\)$`)
+var (
+	labelValues = regexp.MustCompile(`^label_values\((.+), (\w+)\)$`)
+	queryResult = regexp.MustCompile(`^query_result\((.+)\)$`)
+)
+
+// expr is an expression of what a variable offers.
+func (v variable) expr() (string, error) {
+	if match := labelValues.FindStringSubmatch(v.Definition); match != nil {
+		return "count by (" + match[2] + ") (" + match[1] + ")", nil
+	}
+	if match := queryResult.FindStringSubmatch(v.Definition); match != nil {
+		return match[1], nil
+	}
+	return "", fmt.Errorf("variable %s: definition %q", v.Name, v.Definition)
+}
 
 // selection are the values of a dashboard's variables.
 type selection map[string]string

@@ -5,8 +5,10 @@ import (
 	"maps"
 	"math"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -16,8 +18,8 @@ const (
 	scrapeInterval  = time.Second
 )
 
-// shown are the variables' values for the exporter in the private network.
-var shown = selection{"job": job, "instance": exporterAddress, "netns": "self", "__rate_interval": "4s"}
+// shown are the variables' values for the exporter in the private network. The destination is the worst once there is load.
+var shown = selection{"job": job, "instance": exporterAddress, "netns": "self", "remote_ip": "127.0.0.2", "remote_port": "8080", "__rate_interval": "4s"}
 
 // The kernel shows these limits only in the first network namespace, or no longer at all. The simulated fleet has them.
 var notInPrivateNetwork = []string{
@@ -39,6 +41,10 @@ var quietWithoutData = append(slices.Clone(notInPrivateNetwork),
 	"timewait-destinations / Connections per listening port, by state / D",
 	"timewait-destinations / Connections per listening port, by state / E",
 	"timewait-fleet / The worst destinations across all machines / B",
+	"timewait-fleet / Which machines hold ports toward $remote_ip port $remote_port? / A",
+	"timewait-fleet / Which machines hold ports toward $remote_ip port $remote_port? / B",
+	"timewait-fleet / Most CLOSE_WAITs / A",
+	"timewait-fleet / Most CLOSE_WAITs / B",
 	// No pool fills, nobody is turned away, nothing fires.
 	"timewait-fleet / Who runs out of ports soonest? / A",
 	"timewait-fleet / Who turns clients away? / A",
@@ -170,15 +176,47 @@ func checkBuckets(result []series) error {
 	return nil
 }
 
-// checkVariables checks that each variable offers the value that is selected.
+// checkVariables checks that each variable offers the value that is selected, and that the one which begins with the worst begins with it.
 func (s *server) checkVariables(t *testing.T, boards map[string]board, values selection) {
 	for _, b := range boards {
 		for _, v := range b.Templating.List[1:] {
-			match := labelValues.FindStringSubmatch(v.Definition)
-			got, err := s.values(values.in(match[1]), match[2])
+			got, err := s.offered(v, values)
 			if err != nil || !slices.Contains(got, values[v.Name]) {
 				t.Errorf("%s: variable %s offers %q, want %q among them: %v", b.UID, v.Name, got, values[v.Name], err)
+			} else if v.Regex != "" && got[0] != values[v.Name] {
+				t.Errorf("%s: variable %s offers %q, want %q first", b.UID, v.Name, got, values[v.Name])
 			}
 		}
 	}
+}
+
+// offered are the values that a variable gives to choose from, in Grafana's order.
+func (s *server) offered(v variable, values selection) ([]string, error) {
+	if match := labelValues.FindStringSubmatch(v.Definition); match != nil {
+		return s.values(values.in(match[1]), match[2])
+	}
+	expr, err := v.expr()
+	if err != nil {
+		return nil, err
+	}
+	answer, err := s.ask(values.in(expr), true, 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	regex, err := regexp.Compile(strings.Trim(v.Regex, "/"))
+	if err != nil {
+		return nil, err
+	}
+	var offered []string
+	for _, series := range answer.Result {
+		// Grafana 9 writes a series so: {remote_ip="127.0.0.2"} 0.6 1700000000123
+		text := "{"
+		for name, value := range series.Metric {
+			text += fmt.Sprintf("%s=%q,", name, value)
+		}
+		if match := regex.FindStringSubmatch(strings.TrimSuffix(text, ",") + "} " + fmt.Sprint(series.last())); match != nil {
+			offered = append(offered, match[1])
+		}
+	}
+	return offered, nil
 }

@@ -21,6 +21,8 @@ func fleetBoard() Board {
 				Text:     dashboard.StringOrArrayOfString{ArrayOfString: []string{"All"}},
 				Value:    dashboard.StringOrArrayOfString{ArrayOfString: []string{"$__all"}},
 			}),
+			worstVariable("remote_ip", "Destination", `job_destination:tcp_destination_port_utilisation_ratio:max{job=~"$job"}`),
+			worstVariable("remote_port", "Port", `job_destination:tcp_destination_port_utilisation_ratio:max{job=~"$job",remote_ip="$remote_ip"}`),
 		},
 		Sections: []Section{
 			{"", []Panel{
@@ -103,6 +105,10 @@ func fleetBoard() Board {
 			}},
 			{"Which backend does everybody run out of ports to?", []Panel{
 				fleetDestinationsPanel(),
+				destinationMachinesPanel(),
+			}},
+			{"Who holds the connections?", []Panel{
+				closeWaitMachinesPanel(),
 				fleetRemotesPanel(),
 			}},
 			{"Since when?", []Panel{
@@ -152,27 +158,36 @@ func firing(severity string) string {
 
 // worstPanel lists namespaces by one figure, each of them a link to its machine.
 func worstPanel(title, description, unit string, column Column, limits ...string) Panel {
-	draw, queries := rowsOf([]string{"instance", "netns", "job"}, map[string]dashboard.DashboardLink{"instance": toHost("&var-netns=${__data.fields.netns}")}, column)
+	draw, queries := rowsOf([]string{"instance", "netns", "job"}, map[string]dashboard.DashboardLink{"instance": machineLink("timewait-host", withNetns)}, column)
 	return Panel{
 		Title: title, Description: description, Unit: unit, Width: half, Height: 8,
 		Draw: draw, Queries: queries, Limits: limits,
 	}
 }
 
-// toHost opens the dashboard of the machine that a table's row is about. The namespace is left to that dashboard where the row has none.
-func toHost(netns string) dashboard.DashboardLink {
+// machineLink opens a dashboard of the machine that a table's row is about. The namespace is left to that dashboard where the row has none.
+func machineLink(uid, netns string) dashboard.DashboardLink {
 	return dashboard.DashboardLink{
 		Title: "Dashboard of ${__data.fields.instance}", Tags: []string{},
-		Url: new("/d/timewait-host?var-datasource=${datasource}&var-job=${__data.fields.job}&var-instance=${__data.fields.instance}" +
+		Url: new("/d/" + uid + "?var-datasource=${datasource}&var-job=${__data.fields.job}&var-instance=${__data.fields.instance}" +
 			netns + "&${__url_time_range}"),
 	}
 }
+
+// withNetns is for rows that are about one namespace of a machine.
+const withNetns = "&var-netns=${__data.fields.netns}"
 
 func fleetDestinationsPanel() Panel {
 	// max by drops the recorded series' names: rows of different names are not merged.
 	row := func(expr string) string { return `max by (job, remote_ip, remote_port) (` + expr + `)` }
 	worst := row(`topk(20, job_destination:tcp_destination_port_utilisation_ratio:max{@jobs})`)
-	draw, queries := rowsOf([]string{"remote_ip", "remote_port", "job"}, nil,
+	// The same dashboard, with the destination selected: the table beside this one is about it.
+	machines := dashboard.DashboardLink{
+		Title: "Machines that hold ports toward ${__data.fields.remote_ip} port ${__data.fields.remote_port}", Tags: []string{},
+		Url: new("/d/timewait-fleet?var-datasource=${datasource}&${job:queryparam}" +
+			"&var-remote_ip=${__data.fields.remote_ip}&var-remote_port=${__data.fields.remote_port}&${__url_time_range}"),
+	}
+	draw, queries := rowsOf([]string{"remote_ip", "remote_port", "job"}, map[string]dashboard.DashboardLink{"remote_ip": machines},
 		Column{Name: "worst", Expr: worst, Limit: true},
 		Column{
 			Name: "over half", Unit: "none", Sparse: true,
@@ -183,10 +198,49 @@ func fleetDestinationsPanel() Panel {
 	return Panel{
 		Title: "The worst destinations across all machines",
 		Description: "\"Worst\" is the share of its ports that the worst machine can't use toward that destination; \"over half\" counts the namespaces which have used half of theirs; " +
-			"\"ports held\" is of all machines together.\n\nOne machine over half is that machine's client. Many are a backend that is slow, or one address where there should be more.",
+			"\"ports held\" is of all machines together. Click a destination for its machines, beside.\n\n" +
+			"One machine over half is that machine's client: let it reuse connections. Many are a backend that is slow, or one address where there should be more.",
 		Unit: "percentunit", Width: half, Height: 10,
 		Draw: draw, Queries: queries,
 		Limits: []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
+	}
+}
+
+func destinationMachinesPanel() Panel {
+	toward := `{@jobs,remote_ip="$remote_ip",remote_port="$remote_port"}`
+	worst := `topk(20, max by (job, instance, netns) (tcp_destination_port_utilisation_ratio` + toward + `))`
+	draw, queries := rowsOf([]string{"instance", "netns", "job"},
+		map[string]dashboard.DashboardLink{"instance": machineLink("timewait-destinations", withNetns)},
+		Column{Name: "in use", Expr: worst, Limit: true},
+		Column{Name: "ports held", Expr: `sum by (job, instance, netns) (tcp_destination_ports_used` + toward + `) and ` + worst, Unit: "none"},
+	)
+	return Panel{
+		Title: "Which machines hold ports toward $remote_ip port $remote_port?",
+		Description: "The machines that have used most of their ports toward the destination that is selected above: the worst one, or the one that was clicked beside. " +
+			"Click a machine for what holds them; there it shows, too, whether a cure helps.",
+		Unit: "percentunit", Width: half, Height: 10,
+		Draw: draw, Queries: queries,
+		Limits: []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
+	}
+}
+
+func closeWaitMachinesPanel() Panel {
+	most := `topk(20, max by (job, instance, netns) (instance_netns_state:tcp_connections:sum{@jobs,state="close_wait"}) > 0)`
+	draw, queries := rowsOf([]string{"instance", "netns", "job"}, map[string]dashboard.DashboardLink{"instance": machineLink("timewait-host", withNetns)},
+		Column{Name: "close_wait", Expr: most, Unit: "short"},
+		Column{
+			Name: "of the open ones", Limit: true,
+			Expr: most + ` / on (job, instance, netns) sum by (job, instance, netns) (instance_netns_state:tcp_connections:sum{@jobs,state=~"close_wait|established"})`,
+		},
+	)
+	return Panel{
+		Title: "Most CLOSE_WAITs",
+		Description: "Connections that the peer has closed and a program of the machine has not; beside it their share of the open ones, established or close_wait. " +
+			"Many, and more from hour to hour, are a leak that ends with \"Too many open files\". Click a machine for the remote; the runbook tells how to find the program.\n\n" +
+			"No rows: there is none.",
+		Unit: "percentunit", Width: half, Height: 10,
+		Draw: draw, Queries: queries,
+		Limits: []string{"TCPCloseWaitLeak"},
 	}
 }
 
@@ -206,7 +260,7 @@ func alertsPanel() Panel {
 	// One machine of each alert serves its runbook.
 	draw, queries := rowsOf([]string{"severity", "alertname", "job", "instance"},
 		map[string]dashboard.DashboardLink{
-			"instance": toHost(""),
+			"instance": machineLink("timewait-host", ""),
 			"alertname": {
 				Title:       "Runbook of ${__data.fields.alertname}",
 				Url:         new("http://${__data.fields.instance}/runbooks/${__data.fields.alertname}"),
@@ -230,7 +284,7 @@ func alertsPanel() Panel {
 }
 
 func alertedMachinesPanel() Panel {
-	draw, queries := rowsOf([]string{"instance", "job"}, map[string]dashboard.DashboardLink{"instance": toHost("")},
+	draw, queries := rowsOf([]string{"instance", "job"}, map[string]dashboard.DashboardLink{"instance": machineLink("timewait-host", "")},
 		Column{
 			Name: "alerts", Colour: vermilion,
 			Expr: `topk(20, count by (job, instance) (count by (job, instance, alertname) (ALERTS{alertstate="firing",@jobs})))`,

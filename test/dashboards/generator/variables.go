@@ -32,12 +32,21 @@ func datasourceVariable() cog.Builder[dashboard.VariableModel] {
 
 // labelVariable offers the values that a label has in the series of the selected time range.
 func labelVariable(label, title, series string) *dashboard.QueryVariableBuilder {
-	query := "label_values(" + series + ", " + label + ")"
-	return dashboard.NewQueryVariableBuilder(label).
+	return queryVariable(label, title, "label_values("+series+", "+label+")").Sort(dashboard.VariableSortAlphabeticalAsc)
+}
+
+// worstVariable offers the values of a label in the order of the series' values, and so selects that of the largest.
+func worstVariable(label, title, series string) *dashboard.QueryVariableBuilder {
+	return queryVariable(label, title, "query_result(sort_desc(max by ("+label+") ("+series+")))").
+		Regex("/" + label + `="([^"]+)"/`).
+		Sort(dashboard.VariableSortDisabled)
+}
+
+func queryVariable(name, title, query string) *dashboard.QueryVariableBuilder {
+	return dashboard.NewQueryVariableBuilder(name).
 		Label(title).
 		Datasource(datasource).
 		Definition(query).
 		Query(dashboard.StringOrMap{Map: map[string]any{"query": query, "refId": "StandardVariableQuery"}}).
-		Refresh(dashboard.VariableRefreshOnTimeRangeChanged).
-		Sort(dashboard.VariableSortAlphabeticalAsc)
+		Refresh(dashboard.VariableRefreshOnTimeRangeChanged)
 }
