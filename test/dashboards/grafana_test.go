@@ -168,6 +168,53 @@ func TestRowsMerge(t *testing.T) {
 		"transformations": [{"id": "merge"}, {"id": "organize", "options": {"indexByName": {"remote_ip": 0, "Value #A": 1}}}]}`)
 }
 
+// longest are texts as long as labels get: of addresses as long as IPv6 ones usually are.
+var longest = map[string]string{
+	"state": "established", "direction": "outbound", "queue": "receive", "pool": "bind_any", "timer": "retransmit", "reason": "timeout",
+	"collector": "listeners", "job": "timewait_exporter", "remote_ip": "2001:db8:85a3::8a2e:370:7", "local_ip": "2001:db8:85a3::8a2e:370:7",
+	"remote_port": "65535", "local_port": "65535",
+}
+
+// TestLegendsFit: in a window of 1280 pixels a legend beside the picture leaves most of the panel to it, and one below is not cut.
+func TestLegendsFit(t *testing.T) {
+	const (
+		page         = 1280 - 56 - 2*16 // less Grafana's menu and margins
+		letter, mark = 6.5, 24          // of the legend's font, the colour before a name
+		number       = 55
+	)
+	everyPanel(t, func(p panel) error {
+		if p.Type != "timeseries" {
+			return nil
+		}
+		legend, room := p.Options.Legend, page*float64(p.GridPos.W)/24
+		if legend.Placement == "right" {
+			room *= 0.4
+		}
+		for _, target := range p.Targets {
+			var unknown error
+			name := legendLabel.ReplaceAllStringFunc(target.LegendFormat, func(label string) string {
+				text, ok := longest[legendLabel.FindStringSubmatch(label)[1]]
+				if !ok {
+					unknown = fmt.Errorf("how long is %s?", label)
+				}
+				return text
+			})
+			if unknown != nil {
+				return unknown
+			}
+			width := mark + letter*float64(len(name))
+			if legend.DisplayMode == "table" {
+				width += number * float64(len(legend.Calcs))
+			}
+			if width > room {
+				return fmt.Errorf("%q needs %.0f pixels in a legend that is %s and may take %.0f", name, width, legend.Placement, room)
+			}
+		}
+		return nil
+	}, `{"type": "timeseries", "gridPos": {"w": 12}, "options": {"legend": {"displayMode": "table", "placement": "right", "calcs": ["lastNotNull", "max"]}},
+		"targets": [{"legendFormat": "{{remote_ip}} port {{remote_port}} from {{local_ip}}"}]}`)
+}
+
 // resultLabels are the labels of what an expression gives. Only an aggregation says which they are: a series as it is has those of its
 // target too, and a name.
 func resultLabels(expr parser.Expr) ([]string, error) {

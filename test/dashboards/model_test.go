@@ -77,9 +77,12 @@ type panel struct {
 		W int `json:"w"`
 		H int `json:"h"`
 	} `json:"gridPos"`
-	Datasource  datasource `json:"datasource"`
-	Links       []link     `json:"links"`
-	Targets     []target   `json:"targets"`
+	Datasource datasource `json:"datasource"`
+	Links      []link     `json:"links"`
+	Targets    []target   `json:"targets"`
+	Options    struct {
+		Legend legend `json:"legend"`
+	} `json:"options"`
 	FieldConfig struct {
 		Defaults struct {
 			Unit       string    `json:"unit"`
@@ -96,6 +99,12 @@ type panel struct {
 	} `json:"fieldConfig"`
 	Transformations []transformation `json:"transformations"`
 	Panels          []panel          `json:"panels"`
+}
+
+type legend struct {
+	DisplayMode string   `json:"displayMode"`
+	Placement   string   `json:"placement"`
+	Calcs       []string `json:"calcs"`
 }
 
 type override struct {

@@ -61,7 +61,7 @@ func destinationsBoard() Board {
 					Description: "The same destinations over time, with the limits of the alerts. A steady climb is a rate of closes the pool can't bear; " +
 						"a step is a burst that is over in 60 s; a plateau of established connections is a pool of clients that never lets go.",
 					Unit: "percentunit", Width: half, Height: 10,
-					Draw: linesWithLimits().Max(1),
+					Draw: wideNames(linesWithLimits().Max(1)),
 					Queries: []Query{{
 						Expr:   `tcp_destination_port_utilisation_ratio{@netns}`,
 						Legend: "{{remote_ip}} port {{remote_port}} from {{local_ip}}",
@@ -76,7 +76,7 @@ func destinationsBoard() Board {
 					Description: "connect(): between \"worst destination\" (no client binds before it connects) and \"held by anything\" (all do). The kernel does not tell which clients bind. " +
 						"bind(ip, 0): \"worst local IP\" is exact. bind(::, 0) and listen() without bind() need a port that is not held by anything.\n\nA gap between the bounds is harmless as long as clients just connect.",
 					Unit: "percentunit", Width: half, Height: 9,
-					Draw: withColours(linesWithLimits().Max(1), named{"worst destination (lower bound)", blue}, named{"worst local IP (bind)", purple},
+					Draw: withColours(wideNames(linesWithLimits().Max(1)), named{"worst destination (lower bound)", blue}, named{"worst local IP (bind)", purple},
 						named{"held by anything (upper bound)", sky}),
 					Queries: []Query{
 						{Expr: `tcp_ephemeral_port_utilisation_ratio{@netns,pool="connect"}`, Legend: "worst destination (lower bound)"},
@@ -107,7 +107,7 @@ func destinationsBoard() Board {
 					Description: "Receive: data that our programs have not read. Send: data that peers have not confirmed. " +
 						"A receive queue that grows is a program that stalls; a send queue that grows is a peer or a path that does.",
 					Unit: "bytes", Width: half, Height: 8,
-					Draw: withColours(lines(), named{"inbound receive", sky}, named{"inbound send", blue}, named{"outbound receive", yellow},
+					Draw: withColours(wideNames(lines()), named{"inbound receive", sky}, named{"inbound send", blue}, named{"outbound receive", yellow},
 						named{"outbound send", orange}),
 					Queries: []Query{{Expr: `tcp_queue_bytes{@netns}`, Legend: "{{direction}} {{queue}}"}},
 				},
@@ -119,7 +119,7 @@ func destinationsBoard() Board {
 					Description: "How full each listener's accept queue is. At 100 % the kernel drops the next handshake and the client tries again after 1 s, 2 s, 4 s... " +
 						"A queue that is not empty for long is a program that does not call accept() fast enough.",
 					Unit: "percentunit", Width: half, Height: 9,
-					Draw:     lines().Max(1),
+					Draw:     wideNames(lines().Max(1)),
 					Queries:  []Query{{Expr: acceptQueueRatio, Legend: "{{local_ip}} port {{local_port}}"}},
 					Runbooks: []string{"TCPAcceptQueueNotDrained", "TCPListenQueueOverflowing"},
 				},

@@ -203,7 +203,7 @@ func hostBoard() Board {
 					Description: "Everything but zero is a client or a service that noticed. Listen overflows: an accept queue was full. Listen drops: any handshake thrown away, those included. " +
 						"TIME_WAIT overflows: the limit was met. SYN cookies: the queue of half-open clients was full.",
 					Unit: "cps", Width: half, Height: 9,
-					Draw: withColours(lines(), named{"TIME_WAIT overflows", orange}, named{"listen overflows", vermilion}, named{"listen drops", yellow},
+					Draw: withColours(wideNames(lines()), named{"TIME_WAIT overflows", orange}, named{"listen overflows", vermilion}, named{"listen drops", yellow},
 						named{"SYN cookies sent", purple}).OverrideByRegexp("/^aborts: /", dashed),
 					Queries: []Query{
 						{Expr: `rate(tcp_time_wait_overflows_total{@netns}[$__rate_interval])`, Legend: "TIME_WAIT overflows"},
@@ -220,7 +220,7 @@ func hostBoard() Board {
 					Description: "Opens we started and accepted, attempts that failed, connections that were reset, segments sent again. " +
 						"A connect() that finds no port is in none of these: the kernel does not count it.",
 					Unit: "cps", Width: half, Height: 9,
-					Draw: withColours(lines(), named{"opened by us", blue}, named{"accepted", sky}, named{"attempts failed", vermilion},
+					Draw: withColours(wideNames(lines()), named{"opened by us", blue}, named{"accepted", sky}, named{"attempts failed", vermilion},
 						named{"established, then reset", orange}, named{"resets sent", purple}, named{"segments sent again", yellow}),
 					Queries: []Query{
 						{Expr: `rate(tcp_active_opens_total{@netns}[$__rate_interval])`, Legend: "opened by us"},

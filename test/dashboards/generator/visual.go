@@ -99,7 +99,17 @@ func areas() *timeseries.PanelBuilder {
 		Stacking(common.NewStackingConfigBuilder().Mode(common.StackingModeNormal).Group("A"))
 }
 
-// narrow puts the legend below the picture.
+// wideNames puts the legend below the picture, the largest first: names that are long leave no room for the picture beside them.
+func wideNames(builder *timeseries.PanelBuilder) *timeseries.PanelBuilder {
+	return builder.Legend(common.NewVizLegendOptionsBuilder().
+		ShowLegend(true).
+		DisplayMode(common.LegendDisplayModeTable).
+		Placement(common.LegendPlacementBottom).
+		Calcs([]string{"lastNotNull", "max"}).
+		SortBy("Last *").SortDesc(true))
+}
+
+// narrow is for a panel that has no room for a legend's numbers: the names are below the picture.
 func narrow(builder *timeseries.PanelBuilder) *timeseries.PanelBuilder {
 	return builder.Legend(common.NewVizLegendOptionsBuilder().
 		ShowLegend(true).
