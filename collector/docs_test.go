@@ -58,8 +58,9 @@ has a bounded length, whatever happens in the network.
 ## What is approximate
 
 * ` + "`tcp_destination_port_utilisation_ratio`, and `pool=\"connect\"`, are" + ` a lower bound where programs bind to a port 0 before they
-  connect: such a port is kept from all destinations, and ` + "`/proc`" + ` does not tell. ` + "`tcp_ephemeral_ports_used`" + ` is the upper bound.
+  connect: such a port is kept from all destinations, and ` + "`/proc`" + ` does not tell. ` + "`tcp_ephemeral_ports_used` is the upper bound, and `pool=\"bind_any\"`" + ` its share.
   They are exact where nobody does that. Of a range with an odd number of ports the kernel may leave one unused.
+* A program may give its sockets a smaller range of ports (` + "`IP_LOCAL_PORT_RANGE`" + `, Linux 6.3), and run out of that while the pool has ports. No table shows it.
 * ` + "`pool=\"bind_any\"`" + ` is exact for a dual-stack ` + "`::`" + `, and an upper bound for ` + "`0.0.0.0`" + ` and for a ` + "`::`" + ` with IPV6_V6ONLY, which clash with fewer sockets.
   Listeners on ` + "`::`" + ` with IPV6_V6ONLY take no port of an IPv4 address; without sock_diag nothing tells them from dual-stack ones, and they count as those.
 * Connections that TPROXY or a ` + "`sk_lookup`" + ` program gave to a listener on another port have a local port that nobody listens on, and look like outbound ones.

@@ -180,6 +180,8 @@ func TestErrorTable(t *testing.T) {
 		bindPorts    = "TCPBindPortsNearExhaustion"
 		overflow     = "TCPListenQueueOverflowing"
 		noAddress    = "#no-free-port-or-no-address"
+		boundFirst   = "TCPBindPortsNearExhaustion.md#it-fails-and-the-ratio-is-low"
+		reuse        = "TCPTimeWaitReuseNotWorking"
 		taken        = "#a-services-port-is-taken"
 		udp          = "#udp-without-ports"
 		unix         = "#a-unix-sockets-queue"
@@ -190,12 +192,12 @@ func TestErrorTable(t *testing.T) {
 		pasted string
 		want   []string
 	}{
-		{`connect() to 192.0.2.20:8080 failed (99: Cannot assign requested address) while connecting to upstream`, []string{connectPorts, noAddress}},
-		{`dial tcp [::1]:9000: connect: cannot assign requested address`, []string{connectPorts, noAddress}},
-		{`OSError: [Errno 99] Cannot assign requested address`, []string{connectPorts, noAddress}},
-		{`connect EADDRNOTAVAIL 127.0.0.1:9000 - Local (0.0.0.0:0)`, []string{connectPorts, noAddress}},
-		{`java.net.NoRouteToHostException: Cannot assign requested address (Address not available)`, []string{connectPorts, noAddress}},
-		{`java.net.BindException: Cannot assign requested address`, []string{connectPorts, noAddress}},
+		{`connect() to 192.0.2.20:8080 failed (99: Cannot assign requested address) while connecting to upstream`, []string{connectPorts, noAddress, boundFirst, reuse}},
+		{`dial tcp [::1]:9000: connect: cannot assign requested address`, []string{connectPorts, noAddress, boundFirst, reuse}},
+		{`OSError: [Errno 99] Cannot assign requested address`, []string{connectPorts, noAddress, boundFirst, reuse}},
+		{`connect EADDRNOTAVAIL 127.0.0.1:9000 - Local (0.0.0.0:0)`, []string{connectPorts, noAddress, boundFirst, reuse}},
+		{`java.net.NoRouteToHostException: Cannot assign requested address (Address not available)`, []string{connectPorts, noAddress, boundFirst, reuse}},
+		{`java.net.BindException: Cannot assign requested address`, []string{connectPorts, noAddress, boundFirst, reuse}},
 		{`java.net.SocketException: Protocol family unavailable`, []string{noAddress}},
 		{`Connect() failed for backend app: no free ports.`, []string{connectPorts}},
 		{`Cannot bind to source address before connect() for backend app. Aborting.`, []string{bindPorts + ".md#what-cures-it"}},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -278,6 +279,26 @@ func TestConnectExhaustion(t *testing.T) {
 				p.want(t, 0.5, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 				p.want(t, 10, "tcp_ephemeral_ports_used")
 				p.want(t, 10, "tcp_ephemeral_ports")
+			}
+		}},
+		{"bound_clients_of_many_destinations", func(t *testing.T) {
+			// Nobody can connect to anything, and no destination has more than one port.
+			setPorts(t, 40000, 40009, "")
+			for port := range uint16(10) {
+				client := newSocket(t, unix.AF_INET)
+				client.bind(t, netip.AddrPortFrom(loopback4, 0))
+				if _, err := serve(t, loopback4, 9000+port).join(t, client); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, s := range []service{serve(t, loopback4, 9100), serve(t, loopback6, 9100), serve(t, netip.MustParseAddr("127.0.0.2"), 9100)} {
+				if _, err := s.connect(t); !errors.Is(err, unix.EADDRNOTAVAIL) {
+					t.Errorf("connect %s: %v, want EADDRNOTAVAIL", s.at, err)
+				}
+			}
+			for _, p := range startExporters(t).scrape(t) {
+				p.want(t, 0.1, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+				p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind_any")
 			}
 		}},
 	} {
@@ -577,6 +598,44 @@ func TestTimeWaitReuse(t *testing.T) {
 				p.want(t, 0.6, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 			}
 			wantCalls(t, exhaustService(t, es, s), 4)
+		})
+	})
+
+	// The far end has no timestamps, so nothing is reused, whatever the sysctl says. No
+	// table shows that: the ports are all held, in TIME_WAIT, the ratio takes them for
+	// reusable, and the destination is named among those that have more of them gone.
+	t.Run("1_old_peer_without_timestamps", func(t *testing.T) {
+		inNamespace(t, func(t *testing.T) {
+			setSysctl(t, mode, "1")
+			w := newWire(t)
+			setPorts(t, 40000, 40009, "")
+			far := netip.AddrPortFrom(stacks[0].server, 443)
+			closing := kinds[slices.IndexFunc(kinds, func(k kind) bool { return k.state == "time_wait" })]
+			for range 10 {
+				so := newSocket(t, unix.AF_INET)
+				so.start(t, far)
+				closing.reach(t, established{so, w.answer(t, so.local(t), far)})
+			}
+			for port := range uint16(5) {
+				serve(t, loopback4, 9000+port).mustConnect(t, 3)
+			}
+			time.Sleep(pastDelay)
+			es := startExporters(t, "--collector.destinations=2")
+			if err := newSocket(t, unix.AF_INET).tryStart(far); !errors.Is(err, unix.EADDRNOTAVAIL) {
+				t.Fatalf("connect %s: %v, want EADDRNOTAVAIL", far, err)
+			}
+			for _, p := range es.scrape(t) {
+				to := destination(wireNear4.Addr(), far)
+				p.want(t, 10, "tcp_destination_ports_used", append(to, "state", "time_wait")...)
+				p.want(t, 10, "tcp_destination_ports_used", to...)
+				if ratio := p.value(t, "tcp_destination_port_utilisation_ratio", to...); ratio != 0 {
+					t.Errorf("the ratio is %v", ratio)
+				}
+				p.want(t, 10, "tcp_ephemeral_ports")
+				p.want(t, 1, "tcp_time_wait_reuse_mode")
+				p.want(t, 0, "tcp_time_wait_reused_total")
+				p.want(t, 0.3, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+			}
 		})
 	})
 

@@ -90,8 +90,9 @@ func destinationsBoard() Board {
 					Description: "Mostly time_wait: connections are opened and closed for each request, reuse them. Mostly established: a pool without a limit, or a slow backend. " +
 						"Mostly close_wait: the backend closed and our program did not. Mostly syn_sent: the backend does not answer.",
 					Unit: "short", Width: half, Height: 9,
-					Draw:    withStateColours(areas()),
-					Queries: []Query{{Expr: `sum by (state) (tcp_destination_ports_used{@netns})`, Legend: "{{state}}"}},
+					Draw:     withStateColours(areas()),
+					Queries:  []Query{{Expr: `sum by (state) (tcp_destination_ports_used{@netns})`, Legend: "{{state}}"}},
+					Runbooks: []string{"TCPTimeWaitReuseNotWorking"},
 				},
 				{
 					Title: "Ports in use per local IP",
