@@ -277,7 +277,7 @@ func (c *Collector) walk(ctx context.Context, p *pool, l *listening) (samples, e
 }
 
 // count walks the table once. Half of it would look like a quiet machine, so an
-// error leaves nothing; a torn last row does not hide others.
+// error leaves nothing.
 func (c *Collector) count(ctx context.Context, source tcptable.Source, p *pool, l *listening) error {
 	t := c.tally
 	t.reset(p)
@@ -288,19 +288,13 @@ func (c *Collector) count(ctx context.Context, source tcptable.Source, p *pool, 
 		}
 	}()
 	for s, err := range source.Sockets(ctx) {
-		if err == nil {
-			t.add(&s)
-			continue
-		}
-		row, ok := errors.AsType[*tcptable.RowError](err)
-		if !ok {
+		if err != nil {
+			if row, ok := errors.AsType[*tcptable.RowError](err); ok {
+				c.malformed.WithLabelValues(row.Table.String()).Inc()
+			}
 			return err
 		}
-		c.malformed.WithLabelValues(row.Table.String()).Inc()
-		if !row.Torn {
-			return err
-		}
-		level.Warn(c.logger).Log("msg", "the last row is left out", "err", err)
+		t.add(&s)
 	}
 	t.finish()
 	return nil

@@ -150,16 +150,35 @@ func TestCollectRows(t *testing.T) {
 	f(1, 1, 0, tableHeader+oneListener, "")
 	f(1, 3, 0, tableHeader+oneListener+oneListener, "")
 	f(0, 4, 1, tableHeader+oneListener+"garbage\n", "level=error")
-	f(1, 5, 2, tableHeader+oneListener+oneListener[:50], "level=warn") // torn: the rows before it count
-	f(1, 6, 2, tableHeader+oneListener, "")
+	f(0, 5, 2, tableHeader+oneListener+oneListener[:50], "level=error")
+	f(0, 6, 3, tableHeader+oneListener+oneListener[:len(oneListener)-1], "level=error")
+	f(1, 7, 3, tableHeader+oneListener, "")
 }
 
-// TestCollectTorn shows the rows before one that is cut off.
-func TestCollectTorn(t *testing.T) {
-	root := writeProc(t)
-	writeFile(t, filepath.Join(root, "net/tcp"), tableHeader+oneListener+oneListener[:50])
-	p := scrapeOf(t, fixture(t, root))
-	p.want(t, 1, "tcp_connections")
+// TestCollectShort has half of a captured machine's table, cut at the end of a row:
+// no number of it is shown.
+func TestCollectShort(t *testing.T) {
+	root := t.TempDir()
+	if err := os.CopyFS(root, os.DirFS(machine(t, "lvs_backend").ProcRoot)); err != nil {
+		t.Fatal(err)
+	}
+	c, out := newLogged(t, fixture(t, root))
+	gather(t, c.WithContext(t.Context())).want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
+
+	path := filepath.Join(root, "1/net/tcp")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, path, string(text[:184*len(tableHeader)]))
+	p := gather(t, c.WithContext(t.Context()))
+	p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
+	p.want(t, 1, "timewait_exporter_collector_success", "collector", "ports")
+	p.wantNone(t, "tcp_connections")
+	const why = "183 sockets with those in TIME_WAIT were read, but sockstat counts 368 before the walk and 368 after it"
+	if logged := out.take(); strings.Count(logged, "\n") != 1 || !strings.Contains(logged, why) {
+		t.Errorf("logged: %s", logged)
+	}
 }
 
 // TestCollectNoIPv6 is a kernel without tcp6: nothing is wrong with that.

@@ -280,6 +280,14 @@ func TestMachinesTell(t *testing.T) {
 		p.want(t, 3, "tcp_connections", "state", "time_wait")
 		p.want(t, 6, "tcp_time_wait_sockets") // with the FIN_WAIT2 that are minisocks
 	})
+	f("mptcp_server", func(t *testing.T, p page) {
+		// sockstat6 counts none of them.
+		p.want(t, 6, "tcp_connections")
+		p.want(t, 5, "timewait_exporter_rows_total", "table", "tcp6")
+		p.want(t, 3, "tcp_connections", "family", "ipv4", "direction", "inbound", "state", "established")
+		p.want(t, 1, "tcp_connections", "family", "ipv6", "direction", "inbound", "state", "established")
+		p.want(t, 4, "tcp_listener_connections", "local_port", "8080", "state", "established")
+	})
 	f("quiet_host", func(t *testing.T, p page) {
 		p.want(t, 0, "timewait_exporter_undercount_max")
 		p.want(t, 2, "tcp_listener_connections", "local_port", "9100", "state", "established")

@@ -35,15 +35,18 @@ func NewProcNet(dir string) *ProcNet {
 // reading on.
 func (p *ProcNet) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 	return func(yield func(Socket, error) bool) {
-		tables, err := p.open(ctx)
+		stat := readSockstat(ctx, p.dir)
+		tables, err := p.open(ctx, stat)
 		if err != nil {
 			yield(Socket{}, err)
 			return
 		}
 		defer p.close()
 
+		var rows census
 		for _, r := range tables {
 			for r.next(ctx) && r.socket.State == Listen {
+				rows.add(&r.socket)
 				if !yield(r.socket, nil) {
 					return
 				}
@@ -51,34 +54,39 @@ func (p *ProcNet) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 		}
 		for _, r := range tables {
 			for ; r.ok; r.next(ctx) {
+				rows.add(&r.socket)
 				if !yield(r.socket, nil) {
 					return
 				}
 			}
-			if r.err == nil {
-				continue
-			}
-			if !yield(Socket{}, r.err) || !isTorn(r.err) {
+			if r.err != nil {
+				yield(Socket{}, r.err)
 				return
 			}
+		}
+		if err := rows.check(ctx, p.dir, stat); err != nil {
+			yield(Socket{}, err)
 		}
 	}
 }
 
 // open opens the tables that can have rows. A kernel without IPv6 has no tcp6.
-func (p *ProcNet) open(ctx context.Context) ([]*tableReader, error) {
+func (p *ProcNet) open(ctx context.Context, stat sockstat) ([]*tableReader, error) {
 	tcp, tcp6 := &p.tables[TCP], &p.tables[TCP6]
 	if err := tcp.open(); err != nil {
 		return nil, err
 	}
 	// The walk of an empty table visits every hash bucket and, in them, every other
 	// socket of the machine.
-	if stat, err := readSockstat(ctx, p.dir); err == nil && stat.tcp6Empty() {
+	if stat.tcp6Empty() && noMPTCP6(ctx, p.dir) {
 		return []*tableReader{tcp}, nil
 	}
 	switch err := tcp6.open(); {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist) && stat.inUse6 == 0:
 		return []*tableReader{tcp}, nil
+	case errors.Is(err, fs.ErrNotExist):
+		p.close()
+		return nil, fmt.Errorf("%w, but sockstat6 counts %d sockets", err, stat.inUse6)
 	case err != nil:
 		p.close()
 		return nil, err
@@ -101,8 +109,6 @@ type RowError struct {
 	Row int
 	// Text is the row as it was read, cut to maxRow bytes.
 	Text string
-	// Torn is set when the file ends within the row.
-	Torn bool
 	Err  error
 }
 
@@ -111,11 +117,6 @@ func (e *RowError) Error() string {
 }
 
 func (e *RowError) Unwrap() error { return e.Err }
-
-func isTorn(err error) bool {
-	row, ok := errors.AsType[*RowError](err)
-	return ok && row.Torn
-}
 
 // maxRow is more than the longest row that the widths of its fields allow: about
 // 170 bytes in tcp and 220 in tcp6 (get_tcp4_sock in net/ipv4/tcp_ipv4.c,
@@ -237,15 +238,13 @@ func (r *tableReader) line(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// checkEnd tells an end between two rows from one within a row.
+// checkEnd tells an end between two rows from one within a row, of which the kernel
+// knows nothing: a read of a seq_file gives whole rows.
 func (r *tableReader) checkEnd() error {
 	switch {
 	case r.start < r.end:
 		r.row++
-		torn := r.rowError(r.buf[r.start:r.end], errors.New("the file ends within the row"))
-		torn.Torn = r.row > 0
-		r.start = r.end
-		return torn
+		return r.rowError(r.buf[r.start:r.end], errors.New("the file ends within the row"))
 	case r.row < 0:
 		return fmt.Errorf("%s: empty, not even a header", r.path)
 	}

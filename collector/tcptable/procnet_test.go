@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -390,33 +391,64 @@ func TestProcNetReadsAnew(t *testing.T) {
 // no row, and only then.
 func TestProcNetEmptyTCP6(t *testing.T) {
 	const (
-		sockstat  = "sockets: used 188\nTCP: inuse 2 orphan 0 tw 0 alloc 9 mem 2\nUDP: inuse 4 mem 3\n"
-		sockstat6 = "TCP6: inuse 0\nUDP6: inuse 3\nUDPLITE6: inuse 0\nRAW6: inuse 0\nFRAG6: inuse 0 memory 0\n"
+		stat      = "sockets: used 188\nTCP: inuse 2 orphan 0 tw 0 alloc 9 mem 2\nUDP: inuse 4 mem 3\n"
+		stat6     = "TCP6: inuse 0\nUDP6: inuse 3\nUDPLITE6: inuse 0\nRAW6: inuse 0\nFRAG6: inuse 0 memory 0\n"
+		protocols = "protocol  size sockets  memory press\nTCPv6     2432      0      60   no\n"
 	)
 	file, tcp := printNumbered(TCP, 2)
 	file6, tcp6 := printNumbered(TCP6, 3)
-	f := func(sockstat, sockstat6 string, want []Socket) {
+	f := func(stat, stat6, protocols string, want []Socket) {
 		t.Helper()
-		files := map[string]string{"tcp": file, "tcp6": file6}
-		if sockstat != "" {
-			files["sockstat"] = sockstat
-		}
-		if sockstat6 != "" {
-			files["sockstat6"] = sockstat6
-		}
+		files := map[string]string{"tcp": file, "tcp6": file6, "sockstat": stat, "sockstat6": stat6, "protocols": protocols}
+		maps.DeleteFunc(files, func(_, text string) bool { return text == "" })
 		wantSockets(t, mustWalk(t, NewProcNet(writeNet(t, files))), want)
 	}
 	both := concat(tcp, tcp6)
-	f(sockstat, sockstat6, tcp)
-	f(strings.Replace(sockstat, "tw 0", "tw 1", 1), sockstat6, both)
-	f(sockstat, strings.Replace(sockstat6, "TCP6: inuse 0", "TCP6: inuse 1", 1), both)
-	f("", sockstat6, both)
-	f(sockstat, "", both)
-	f("", "", both)
-	f(strings.Replace(sockstat, " tw 0", "", 1), sockstat6, both)
-	f(sockstat, "UDP6: inuse 0\n", both)
-	f("TCP: inuse x\n", sockstat6, both)
-	f(sockstat, "TCP6: inuse\n", both)
+	f(stat, stat6, protocols, tcp)
+	f(strings.Replace(stat, "tw 0", "tw 1", 1), stat6, protocols, both)
+	f(stat, strings.Replace(stat6, "TCP6: inuse 0", "TCP6: inuse 1", 1), protocols, both)
+	f("", stat6, protocols, both)
+	f(stat, "", protocols, both)
+	f("", "", "", both)
+	f(strings.Replace(stat, " tw 0", "", 1), stat6, protocols, both)
+	f(stat, "UDP6: inuse 0\n", protocols, both)
+	f("TCP: inuse x\n", stat6, protocols, both)
+	f(stat, "TCP6: inuse\n", protocols, both)
+	// Subflows of MPTCP may be in it and not in sockstat6.
+	f(stat, stat6, "", both)
+	f(stat, stat6, protocols+"MPTCPv6   2064      3      60   no\n", both)
+}
+
+// TestProcNetShort has tables of which the kernel counts far more rows.
+func TestProcNetShort(t *testing.T) {
+	file, _ := printNumbered(TCP, 400) // half of them in TIME_WAIT
+	file6, _ := printNumbered(TCP6, 400)
+	f := func(want string, rows, rows6 int) {
+		t.Helper()
+		cut := func(file string, rows int) string {
+			lines := strings.SplitAfter(file, "\n")
+			return strings.Join(lines[:1+rows], "")
+		}
+		got, err := walk(NewProcNet(writeNet(t, map[string]string{
+			"tcp": cut(file, rows), "tcp6": cut(file6, rows6),
+			"sockstat": "TCP: inuse 200 orphan 0 tw 400 alloc 9 mem 2\n", "sockstat6": "TCP6: inuse 200\n",
+		})))
+		if len(got) != rows+rows6 {
+			t.Errorf("%d sockets, want %d", len(got), rows+rows6)
+		}
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%d and %d rows: %v, want %q", rows, rows6, err, want)
+		}
+	}
+	f("", 400, 400)
+	f("", 300, 300)
+	f("100 sockets of tcp were read, but sockstat counts 200", 200, 400)
+	f("100 sockets of tcp6 were read, but sockstat counts 200", 400, 200)
+
+	// Whoever stops early has no use for it.
+	for range NewProcNet(writeNet(t, map[string]string{"tcp": file, "sockstat": "TCP: inuse 2000 orphan 0 tw 1 alloc 9 mem 2\n"})).Sockets(t.Context()) {
+		break
+	}
 }
 
 // TestProcNetMissing has no IPv6, which is normal, or no table at all.
@@ -437,6 +469,13 @@ func TestProcNetMissing(t *testing.T) {
 	f(writeNet(t, nil))
 	f(writeNet(t, map[string]string{"tcp6": headers[TCP6]}))
 	f(filepath.Join(t.TempDir(), "missing"))
+
+	// A table that is not there though it has rows.
+	dir := writeNet(t, map[string]string{"tcp": file, "sockstat": "TCP: inuse 1 orphan 0 tw 2 alloc 9 mem 2\n", "sockstat6": "TCP6: inuse 5\n"})
+	got, err := walk(NewProcNet(dir))
+	if err == nil || len(got) != 0 || !strings.Contains(err.Error(), filepath.Join(dir, "tcp6")) || !strings.Contains(err.Error(), "sockstat6 counts 5 sockets") {
+		t.Errorf("%d sockets and %v", len(got), err)
+	}
 }
 
 // TestProcNetUnreadable has a table that is there and can't be read.
@@ -505,7 +544,7 @@ func withoutCapabilities(t *testing.T, f func()) {
 func TestProcNetMalformed(t *testing.T) {
 	header := headers[TCP]
 	row := func(i int) string { return string(appendRow(nil, i, numbered(TCP, i))) }
-	f := func(file string, sockets, row int, torn bool, raw string) {
+	f := func(file string, sockets, row int, raw string) {
 		t.Helper()
 		dir := writeNet(t, map[string]string{"tcp": file})
 		got, err := walk(NewProcNet(dir))
@@ -516,7 +555,7 @@ func TestProcNetMalformed(t *testing.T) {
 		if !ok {
 			t.Fatalf("%v is not a RowError", err)
 		}
-		want := RowError{Table: TCP, File: filepath.Join(dir, "tcp"), Row: row, Text: raw, Torn: torn, Err: bad.Err}
+		want := RowError{Table: TCP, File: filepath.Join(dir, "tcp"), Row: row, Text: raw, Err: bad.Err}
 		if *bad != want || bad.Err == nil {
 			t.Errorf("got\n%#v\nwant\n%#v", *bad, want)
 		}
@@ -527,68 +566,43 @@ func TestProcNetMalformed(t *testing.T) {
 		}
 	}
 	// The header is missing, another one, or cut off.
-	f(row(0)+row(1), 0, 0, false, strings.TrimSuffix(row(0), "\n"))
-	f("sl local_address\n", 0, 0, false, "sl local_address")
-	f("\n"+header, 0, 0, false, "")
-	f(header[:20], 0, 0, false, header[:20])
-	f(header[:len(header)-1], 0, 0, false, header[:len(header)-1])
-	f("Inter-|   Receive\n face |bytes\n", 0, 0, false, "Inter-|   Receive")
+	f(row(0)+row(1), 0, 0, strings.TrimSuffix(row(0), "\n"))
+	f("sl local_address\n", 0, 0, "sl local_address")
+	f("\n"+header, 0, 0, "")
+	f(header[:20], 0, 0, header[:20])
+	f(header[:len(header)-1], 0, 0, header[:len(header)-1])
+	f("Inter-|   Receive\n face |bytes\n", 0, 0, "Inter-|   Receive")
 
-	// A row is cut off by the end of the file: the rows before it count.
+	// A row is cut off by the end of the file, be it the newline alone.
 	for _, n := range []int{1, 4, 30, 100, len(row(2)) - 1} {
-		f(header+row(0)+row(1)+row(2)[:n], 2, 3, true, row(2)[:n])
+		f(header+row(0)+row(1)+row(2)[:n], 2, 3, row(2)[:n])
 	}
-	f(header+row(0)[:9], 0, 1, true, row(0)[:9])
+	f(header+row(0)[:9], 0, 1, row(0)[:9])
 
 	// A row is cut off and ended, or garbage, with rows behind it or not.
 	for _, n := range []int{5, 30, 78, 80, 90} {
-		f(header+row(0)+row(1)[:n]+"\n", 1, 2, false, row(1)[:n])
-		f(header+row(0)+row(1)[:n]+"\n"+row(2), 1, 2, false, row(1)[:n])
-		f(header+row(0)+row(1)[:n]+row(2), 1, 2, false, row(1)[:n]+strings.TrimSuffix(row(2), "\n"))
+		f(header+row(0)+row(1)[:n]+"\n", 1, 2, row(1)[:n])
+		f(header+row(0)+row(1)[:n]+"\n"+row(2), 1, 2, row(1)[:n])
+		f(header+row(0)+row(1)[:n]+row(2), 1, 2, row(1)[:n]+strings.TrimSuffix(row(2), "\n"))
 	}
-	f(header+row(0)+"\n"+row(1), 1, 2, false, "")
-	f(header+row(0)+"garbage\n"+row(1), 1, 2, false, "garbage")
-	f(header+row(0)+"\x00\xff\n"+row(1), 1, 2, false, "\x00\xff")
-	f(header+row(0)+header+row(1), 1, 2, false, strings.TrimSuffix(header, "\n"))
-	f(header+strings.Replace(row(0), " 06 ", " 0D ", 1), 0, 1, false, strings.TrimSuffix(strings.Replace(row(0), " 06 ", " 0D ", 1), "\n"))
-	f(header+strings.Replace(row(0), " 06 ", " 01 ", 1), 0, 1, false, strings.TrimSuffix(strings.Replace(row(0), " 06 ", " 01 ", 1), "\n"))
+	f(header+row(0)+"\n"+row(1), 1, 2, "")
+	f(header+row(0)+"garbage\n"+row(1), 1, 2, "garbage")
+	f(header+row(0)+"\x00\xff\n"+row(1), 1, 2, "\x00\xff")
+	f(header+row(0)+header+row(1), 1, 2, strings.TrimSuffix(header, "\n"))
+	f(header+strings.Replace(row(0), " 06 ", " 0D ", 1), 0, 1, strings.TrimSuffix(strings.Replace(row(0), " 06 ", " 0D ", 1), "\n"))
+	f(header+strings.Replace(row(0), " 06 ", " 01 ", 1), 0, 1, strings.TrimSuffix(strings.Replace(row(0), " 06 ", " 01 ", 1), "\n"))
 
 	// A row longer than any buffer, or only long. No more than its start is kept.
 	const kept = 256
 	for _, size := range []int{1 << 10, 1 << 20} {
-		f(header+row(0)+strings.Repeat("x", size)+"\n"+row(1), 1, 2, false, strings.Repeat("x", kept))
+		f(header+row(0)+strings.Repeat("x", size)+"\n"+row(1), 1, 2, strings.Repeat("x", kept))
 	}
-	f(header+row(0)+strings.Repeat("x", 1<<20), 1, 2, false, strings.Repeat("x", kept))
-	f(strings.Repeat("x", 1<<20), 0, 0, false, strings.Repeat("x", kept))
+	f(header+row(0)+strings.Repeat("x", 1<<20), 1, 2, strings.Repeat("x", kept))
+	f(strings.Repeat("x", 1<<20), 0, 0, strings.Repeat("x", kept))
 
 	// Blanks behind a row are no harm.
 	dir := writeNet(t, map[string]string{"tcp": header + strings.TrimSuffix(row(0), "\n") + strings.Repeat(" ", 2000) + "\n" + row(1)})
 	wantSockets(t, mustWalk(t, NewProcNet(dir)), []Socket{numbered(TCP, 0), numbered(TCP, 1)})
-}
-
-// TestProcNetTorn goes on after a last row that is cut off: the other table is
-// whole.
-func TestProcNetTorn(t *testing.T) {
-	file, tcp := printNumbered(TCP, 3)
-	file6, tcp6 := printNumbered(TCP6, 3)
-	p := NewProcNet(writeNet(t, map[string]string{"tcp": file[:len(file)-20], "tcp6": file6[:len(file6)-1]}))
-	var got []Socket
-	var torn []Table
-	for s, err := range p.Sockets(context.Background()) {
-		if err == nil {
-			got = append(got, s)
-			continue
-		}
-		row, ok := errors.AsType[*RowError](err)
-		if !ok || !row.Torn || row.Row != 3 {
-			t.Fatalf("%#v", err)
-		}
-		torn = append(torn, row.Table)
-	}
-	wantSockets(t, got, concat(tcp[:2], tcp6[:2]))
-	if !slices.Equal(torn, []Table{TCP, TCP6}) {
-		t.Errorf("torn are %v", torn)
-	}
 }
 
 // TestProcNetMalformedTCP6 fails the walk for a row of the second table, and
@@ -599,18 +613,20 @@ func TestProcNetMalformedTCP6(t *testing.T) {
 	dir := writeNet(t, map[string]string{"tcp": file, "tcp6": file6 + "garbage\n"})
 	_, err := walk(NewProcNet(dir))
 	row, ok := errors.AsType[*RowError](err)
-	if !ok || row.Table != TCP6 || row.File != filepath.Join(dir, "tcp6") || row.Row != 4 || row.Torn {
+	if !ok || row.Table != TCP6 || row.File != filepath.Join(dir, "tcp6") || row.Row != 4 {
 		t.Errorf("%#v", err)
 	}
 
 	// An error in the first table ends the walk: the second is not read as if
 	// nothing had happened.
-	dir = writeNet(t, map[string]string{"tcp": file + "garbage\n", "tcp6": file6})
-	got, err := walk(NewProcNet(dir))
-	if _, ok := errors.AsType[*RowError](err); !ok {
-		t.Error(err)
+	for _, bad := range []string{"garbage\n", "   3: 0100000A"} {
+		dir = writeNet(t, map[string]string{"tcp": file + bad, "tcp6": file6})
+		got, err := walk(NewProcNet(dir))
+		if _, ok := errors.AsType[*RowError](err); !ok {
+			t.Error(err)
+		}
+		wantSockets(t, got, tcp)
 	}
-	wantSockets(t, got, tcp)
 }
 
 // TestProcNetEmptyFile has a table without even a header, which no kernel shows.
@@ -824,7 +840,7 @@ func FuzzTable(f *testing.F) {
 			t.Fatalf("no error of %q", file)
 		case err == nil && len(file) < os.Getpagesize() && len(sockets) != len(lines)-1:
 			t.Fatalf("%d sockets, but %d rows: %q", len(sockets), len(lines)-1, file)
-		case ok && (row.Table != table || row.Torn && (!torn || row.Row != len(lines)) || !strings.Contains(file, row.Text)):
+		case ok && (row.Table != table || !strings.Contains(file, row.Text)):
 			t.Fatalf("%#v of %q", row, file)
 		case err != nil && !ok && file != "":
 			t.Fatalf("%v of %q", err, file)

@@ -23,6 +23,7 @@ type SockDiag struct {
 	seq    uint32
 	split  bool // one dump for each family, because one for both does not work
 	recent *recentRows
+	rows   census // of the walk under way
 	socket Socket // the row under way
 }
 
@@ -118,17 +119,27 @@ func sequence(read func(row func(*Socket) error) error) iter.Seq2[Socket, error]
 func (d *SockDiag) walk(ctx context.Context, row func(*Socket) error) error {
 	// To find idle sockets the kernel looks through all that hold a port, those in
 	// TIME_WAIT included, which adds a fifth to a dump.
+	stat := readSockstat(ctx, ownNet)
 	listening := uint32(listening)
-	if stat, err := readSockstat(ctx, ownNet); err == nil && stat.allInTable() {
+	if stat.allInTable() {
 		listening = 1 << Listen
 	}
+	d.rows = census{}
+	if err := d.readAll(ctx, listening, row); err != nil {
+		return err
+	}
+	if err := d.rows.check(ctx, ownNet, stat); err != nil {
+		return fmt.Errorf("sock_diag: %w", err)
+	}
+	return nil
+}
+
+// readAll reads the listeners, with all else that is to come first, and the
+// connections.
+func (d *SockDiag) readAll(ctx context.Context, listening uint32, row func(*Socket) error) error {
 	if !d.split {
-		rows := 0
-		err := d.read(ctx, dump{unix.AF_UNSPEC, listening | connected}, func(s *Socket) error {
-			rows++
-			return row(s)
-		})
-		if _, refused := errors.AsType[refusalError](err); !refused || rows > 0 {
+		err := d.read(ctx, dump{unix.AF_UNSPEC, listening | connected}, row)
+		if _, refused := errors.AsType[refusalError](err); !refused || d.rows != (census{}) {
 			return err
 		}
 	}
@@ -206,6 +217,7 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 			if s.State != Listen && s.Kind != Bound && d.recent.seen(diag[diagID:diagCookie]) {
 				return nil
 			}
+			d.rows.add(s)
 			return row(s)
 		})
 		if done || err != nil {

@@ -1363,6 +1363,48 @@ func awaitError(t *testing.T, d *SockDiag) {
 	}
 }
 
+// TestSockDiagLost loses most sockets of a dump, of which nothing in it tells.
+func TestSockDiagLost(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		buildTable(t)
+		d := NewSockDiag()
+		wantTable(t, d)
+		// A filter sees each datagram of a dump and says how much of it is kept: the
+		// first message, and the last one of the dump, which is alone (netlink_dump in
+		// net/netlink/af_netlink.c).
+		const done = 64
+		var length uint32 // where the low byte of a message's length is
+		if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
+			length = 3
+		}
+		filter := []unix.SockFilter{
+			{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_LEN},
+			{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, K: done, Jf: 2},
+			{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: length},
+			{Code: unix.BPF_RET | unix.BPF_A},
+			{Code: unix.BPF_RET | unix.BPF_K, K: done},
+		}
+		raw, err := d.conn.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var attachErr error
+		err = raw.Control(func(fd uintptr) {
+			attachErr = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+		})
+		if err := errors.Join(err, attachErr); err != nil {
+			t.Fatal(err)
+		}
+		sockets, err := collect(t, d)
+		if len(sockets) == 0 || len(sockets) > 100 {
+			t.Errorf("%d sockets came through", len(sockets))
+		}
+		if err == nil || !strings.Contains(err.Error(), "sock_diag: ") || !strings.Contains(err.Error(), " were read, but sockstat counts ") {
+			t.Errorf("%v with %d sockets", err, len(sockets))
+		}
+	})
+}
+
 // TestSockDiagAllocations proves that a socket costs no allocation: those of a
 // dump grow with its datagrams, of 340 sockets each.
 func TestSockDiagAllocations(t *testing.T) {

@@ -70,6 +70,8 @@ const (
 	// Bound is a struct tcp_sock that is bound and neither listens nor is
 	// connected, in state CLOSE. Only sock_diag lists those.
 	Bound
+
+	numKinds
 )
 
 // Table is one of the two tables; a socket is in exactly one of them.
@@ -151,9 +153,9 @@ type Socket struct {
 type Source interface {
 	// Sockets walks the table once. LISTEN rows of both tables come before all
 	// others, and rows of Kind Bound with them, so that whoever counts knows first
-	// which ports are held for all. An error ends
-	// the sequence, and what came before it is only a part of the table; but a
-	// *RowError with Torn set, of a last row that is cut off, does neither.
+	// which ports are held for all. An error ends the sequence, and what came before
+	// it is only a part of the table. So it is when the walk has far fewer rows than
+	// the kernel counts (sockstat).
 	//
 	// A Source is not for concurrent use: it reads into memory of its own.
 	Sockets(ctx context.Context) iter.Seq2[Socket, error]

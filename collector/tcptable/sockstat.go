@@ -1,8 +1,11 @@
 package tcptable
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 
 	"timewait_exporter/collector/kernelstat"
@@ -10,33 +13,104 @@ import (
 
 // sockstat is what the kernel counts of TCP sockets itself
 // (sockstat_seq_show in net/ipv4/proc.c). All but allocated is of the network
-// namespace.
+// namespace. From the zero value, that of a kernel which does not count, nothing
+// follows.
 type sockstat struct {
-	inUse, inUse6 uint64 // AF_INET and AF_INET6 sockets that are in the table, without minisocks
-	timeWait      uint64 // minisocks of both families
-	allocated     uint64 // sockets of all namespaces, in the table or not
+	inUse     uint64 // AF_INET sockets that are in the table, without minisocks and request sockets
+	inUse6    uint64 // AF_INET6 ones
+	ipv6      bool   // whether the kernel has IPv6, and so inUse6
+	timeWait  uint64 // minisocks of both families; before Linux 4.10 those of all namespaces
+	allocated uint64 // sockets of all namespaces, in the table or not
 }
 
-// readSockstat reads sockstat6 and sockstat below dir, a net directory.
-func readSockstat(ctx context.Context, dir string) (sockstat, error) {
-	tcp6, err := kernelstat.ReadPairs(ctx, filepath.Join(dir, "sockstat6"), "TCP6", "inuse")
-	if err != nil {
-		return sockstat{}, err
-	}
+// readSockstat reads sockstat and sockstat6 below dir, a net directory. A kernel
+// without IPv6 has no sockstat6; without the other counts there are none.
+func readSockstat(ctx context.Context, dir string) sockstat {
 	tcp, err := kernelstat.ReadPairs(ctx, filepath.Join(dir, "sockstat"), "TCP", "inuse", "tw", "alloc")
-	if err != nil {
-		return sockstat{}, err
+	if err != nil || len(tcp) != 3 {
+		return sockstat{}
 	}
-	if len(tcp6)+len(tcp) != 4 {
-		return sockstat{}, fmt.Errorf("%s: sockstat and sockstat6 do not count TCP", dir)
+	s := sockstat{inUse: tcp["inuse"], timeWait: tcp["tw"], allocated: tcp["alloc"]}
+	tcp6, err := kernelstat.ReadPairs(ctx, filepath.Join(dir, "sockstat6"), "TCP6", "inuse")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return s
+	case err != nil || len(tcp6) != 1:
+		return sockstat{}
 	}
-	return sockstat{inUse: tcp["inuse"], inUse6: tcp6["inuse"], timeWait: tcp["tw"], allocated: tcp["alloc"]}, nil
+	s.inUse6, s.ipv6 = tcp6["inuse"], true
+	return s
 }
 
-// tcp6Empty reports whether tcp6 has no row: no AF_INET6 socket, and no minisock of
-// either family. A request socket needs a listener, which counts.
-func (s sockstat) tcp6Empty() bool { return s.inUse6 == 0 && s.timeWait == 0 }
+// tcp6Empty reports whether tcp6 has no row but those of MPTCP: no AF_INET6 socket,
+// and no minisock of either family. A request socket needs a listener, which counts.
+func (s sockstat) tcp6Empty() bool { return s.ipv6 && s.inUse6 == 0 && s.timeWait == 0 }
 
 // allInTable reports whether there is no socket outside the table, so none that is
 // bound and idle. It can't tell when other namespaces have sockets.
-func (s sockstat) allInTable() bool { return s.allocated == s.inUse+s.inUse6 }
+func (s sockstat) allInTable() bool { return s.allocated > 0 && s.allocated == s.inUse+s.inUse6 }
+
+// noMPTCP6 reports whether tcp6 surely has no subflow of MPTCP, which sockstat6 may
+// not count: from Linux 5.12 until it was mended in 2026, their tcpv6_prot_override
+// (net/mptcp/subflow.c) was copied before tcpv6_prot had its place among the counts.
+//
+// net/protocols counts the MPTCP sockets they belong to, but only since Linux 6.3.
+// Whether a 0 there is a count, a counter tells that came with 6.8.
+func noMPTCP6(ctx context.Context, dir string) bool {
+	protocols, err := kernelstat.ReadFile(ctx, filepath.Join(dir, "protocols"))
+	if err != nil || !bytes.HasPrefix(protocols, []byte("protocol ")) {
+		return false
+	}
+	for line := range bytes.Lines(protocols) {
+		// protocol  size sockets  memory press maxhdr  slab module ...
+		fields := bytes.Fields(line)
+		if len(fields) == 0 || string(fields[0]) != "MPTCPv6" {
+			continue
+		}
+		if len(fields) < 3 || string(fields[2]) != "0" {
+			return false
+		}
+		counters, err := kernelstat.ReadCounters(ctx, filepath.Join(dir, "netstat"), "MPTcpExt", "MPCurrEstab")
+		return err == nil && len(counters) == 1
+	}
+	return true
+}
+
+// census counts the rows of a walk, to hold them against sockstat.
+type census [NumTables][numKinds]uint64
+
+func (c *census) add(s *Socket) { c[s.Table][s.Kind]++ }
+
+// check fails when a walk has far fewer rows than sockstat below dir counted before
+// it and counts now. The table changes during a walk, so it may differ from both;
+// but not by a quarter of the lower one, unless that is a few sockets.
+func (c *census) check(ctx context.Context, dir string, before sockstat) error {
+	after := readSockstat(ctx, dir)
+	short := func(what string, rows, before, after uint64) error {
+		const few = 64
+		least := min(before, after)
+		if rows+few > least || 4*rows >= 3*least {
+			return nil
+		}
+		return fmt.Errorf("%s: %d %s were read, but sockstat counts %d before the walk and %d after it", dir, rows, what, before, after)
+	}
+	full, full6 := c[TCP][Full], c[TCP6][Full]
+	if err := short("sockets of tcp", full, before.inUse, after.inUse); err != nil {
+		return err
+	}
+	if err := short("sockets of tcp6", full6, before.inUse6, after.inUse6); err != nil {
+		return err
+	}
+	err := short("sockets with those in TIME_WAIT", full+full6+c[TCP][Mini]+c[TCP6][Mini],
+		before.inUse+before.inUse6+before.timeWait, after.inUse+after.inUse6+after.timeWait)
+	if err == nil {
+		return nil
+	}
+	// Kernels before 4.12 have this counter, and those before 4.10 count TIME_WAIT for
+	// all namespaces.
+	old, netstatErr := kernelstat.ReadCounters(ctx, filepath.Join(dir, "netstat"), "TcpExt", "PAWSPassive")
+	if netstatErr != nil || len(old) > 0 {
+		return nil //nolint:nilerr // nothing is known to be wrong
+	}
+	return err
+}

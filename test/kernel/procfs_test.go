@@ -2,9 +2,11 @@ package kernel
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -121,6 +123,78 @@ func TestCopiedProcfs(t *testing.T) {
 		if found := p.series("tcp_listener_accept_queue_limit"); len(found) != 0 {
 			t.Errorf("a limit of this kernel's listener is on the copy's page: %v", found)
 		}
+	})
+}
+
+// TestCutTable reads copies of the kernel's files of one moment: the whole table
+// is read, and one that ends somewhere in the middle is no smaller machine.
+func TestCutTable(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		setSysctl(t, "net/ipv4/tcp_tw_reuse", "0") // or a later connect takes the port of an earlier one
+		for i, ip := range []netip.Addr{loopback4, loopback6} {
+			s := serve(t, ip, 9000)
+			s.mustConnect(t, 100)
+			for _, p := range s.mustConnect(t, 100*(1+i)) {
+				p.closeClientFirst(t)
+			}
+		}
+		want := sockstat{inUse4: 201, inUse6: 201, timeWait: 300}
+		eventually(t, func() bool { return readSockstat(t) == want },
+			func() string { return fmt.Sprintf("%+v, built were %+v", readSockstat(t), want) })
+
+		root := t.TempDir()
+		write := func(name string, lines []string) {
+			t.Helper()
+			if err := os.WriteFile(filepath.Join(root, "net", name), []byte(strings.Join(lines, "")), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Mkdir(filepath.Join(root, "net"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		files := make(map[string][]string)
+		for _, name := range []string{"tcp", "tcp6", "sockstat", "sockstat6", "protocols", "netstat", "snmp"} {
+			text, err := os.ReadFile(filepath.Join("/proc/self/net", name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			files[name] = strings.SplitAfter(string(text), "\n")
+			write(name, files[name])
+		}
+		e := startExporter(t, "--path.procfs="+root)
+		e.scrape(t).want(t, float64(want.inUse4+want.inUse6+want.timeWait), "tcp_connections")
+
+		// Each at the end of a row, then within one.
+		for name, rows := range map[string]int{"tcp": 301, "tcp6": 401} {
+			half := slices.Clone(files[name][:1+rows/2])
+			for _, lines := range [][]string{half, append(half, files[name][1+rows/2][:40]), files[name][:1]} {
+				write(name, lines)
+				p, err := e.tryScrape()
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
+				if n := len(p.series("tcp_connections")); n != 0 {
+					t.Errorf("%s of %d lines: tcp_connections has %d series", name, len(lines), n)
+				}
+			}
+			write(name, files[name])
+			e.scrape(t).want(t, 702, "tcp_connections")
+		}
+		for _, part := range []string{"sockets of tcp were read, but sockstat counts 201 before the walk and 201 after it", "0 sockets of tcp6 were read", "the file ends within the row"} {
+			eventually(t, func() bool { return strings.Contains(e.log.String(), part) },
+				func() string { return "the log does not say: " + part + "\n" + e.log.String() })
+		}
+		if err := os.Remove(filepath.Join(root, "net/tcp6")); err != nil {
+			t.Fatal(err)
+		}
+		p, err := e.tryScrape()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
+		eventually(t, func() bool { return strings.Contains(e.log.String(), "but sockstat6 counts 201 sockets") },
+			func() string { return "the log does not say why tcp6 must be there:\n" + e.log.String() })
 	})
 }
 

@@ -192,6 +192,48 @@ func comparePages(t *testing.T, a, b page) {
 	}
 }
 
+// TestMPTCP has no AF_INET6 sockets but those of MPTCP, as a Go program's listeners
+// are: with both sources they are there, whatever sockstat6 counts of them.
+func TestMPTCP(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		at := netip.MustParseAddrPort("[::]:9000")
+		open := func() socket {
+			t.Helper()
+			fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+			if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
+				t.Skipf("this kernel has no MPTCP, or it is off: %v", err)
+			}
+			if err != nil {
+				t.Fatal(os.NewSyscallError("socket", err))
+			}
+			return socket{fd, unix.AF_INET6}
+		}
+		listener := open()
+		listener.bind(t, at)
+		if err := unix.Listen(listener.fd, 5); err != nil {
+			t.Fatal(os.NewSyscallError("listen", err))
+		}
+		es := startExporters(t)
+		for _, p := range es.scrape(t) {
+			p.want(t, 1, "tcp_connections", "family", "ipv6", "state", "listen")
+			p.want(t, 1, "tcp_connections")
+			p.want(t, 1, "timewait_exporter_rows_total", "table", "tcp6")
+		}
+		// One that speaks MPTCP, and one that does not.
+		for _, client := range []socket{open(), newSocket(t, unix.AF_INET6)} {
+			if err := client.tryConnect(netip.AddrPortFrom(loopback6, at.Port())); err != nil {
+				t.Fatalf("connect: %v", err)
+			}
+			listener.accept(t)
+		}
+		for _, p := range es.scrape(t) {
+			p.want(t, 2, "tcp_connections", "family", "ipv6", "direction", "inbound", "state", "established")
+			p.want(t, 2, "tcp_connections", "family", "ipv6", "direction", "outbound", "state", "established")
+			p.want(t, 5, "tcp_connections")
+		}
+	})
+}
+
 // TestIdleBoundTwoSources has sockets that are bound and idle in the pool: only
 // netlink sees them, and connect() agrees with netlink.
 func TestIdleBoundTwoSources(t *testing.T) {
