@@ -135,10 +135,10 @@ bench:
 docs:
 	go test -run '^TestMetricsDoc$$' ./collector -update
 
-# The Helm chart's copies of rules and dashboards, and the plain manifests it renders.
+# The Helm chart's links to rules and dashboards, and the plain manifests it renders.
 chart:
 	rm -f deploy/helm/timewait-exporter/files/*
-	cp deploy/prometheus/timewait_exporter.*.yml dashboards/*.json deploy/helm/timewait-exporter/files/
+	ln -sr deploy/prometheus/timewait_exporter.*.yml dashboards/*.json deploy/helm/timewait-exporter/files/
 	go -C test/deploy/kubernetes test -vet=off -count=1 -run '^TestManifests$$' . -update
 
 # What 1,000 simulated hosts cost a Prometheus.

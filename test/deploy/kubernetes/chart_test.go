@@ -441,26 +441,88 @@ func TestDashboards(t *testing.T) {
 	}
 }
 
-// TestCopies compares the copies that the chart needs, because Helm reads no file
-// outside of it, and Flux drops links from a repository.
-func TestCopies(t *testing.T) {
-	sources := append(glob(t, "deploy/prometheus/timewait_exporter.*.yml"), glob(t, "dashboards/*.json")...)
-	var names []string
-	for _, source := range sources {
-		name := filepath.Base(source)
-		names = append(names, name)
-		if readFile(t, "deploy/helm/timewait-exporter/files/"+name) != readFile(t, source) {
-			t.Errorf("%s is not the chart's copy of it; make chart copies it", source)
+// linked maps each file that the chart links to by its name in the chart to its path.
+func linked(t *testing.T) map[string]string {
+	t.Helper()
+	paths := map[string]string{}
+	for _, path := range append(glob(t, "deploy/prometheus/timewait_exporter.*.yml"), glob(t, "dashboards/*.json")...) {
+		paths["files/"+filepath.Base(path)] = path
+	}
+	return paths
+}
+
+// checkLinked checks that a chart has the contents of all that it links to, and no
+// more files.
+func checkLinked(t *testing.T, c *chart.Chart) {
+	t.Helper()
+	paths := linked(t)
+	for _, file := range c.Files {
+		if path, ok := paths[file.Name]; ok && string(file.Data) != readFile(t, path) {
+			t.Errorf("%s is not %s", file.Name, path)
+		} else if !ok && strings.HasPrefix(file.Name, "files/") {
+			t.Errorf("%s is neither a rule file nor a dashboard", file.Name)
+		}
+		delete(paths, file.Name)
+	}
+	if len(paths) > 0 {
+		t.Errorf("the chart does not have %v; make chart links them", paths)
+	}
+}
+
+// TestLinks holds that a clone, and an archive that git makes, has no copy of a rule file
+// or dashboard, and that Helm finds them all in it.
+func TestLinks(t *testing.T) {
+	checkLinked(t, loadChart(t))
+
+	dir := t.TempDir()
+	archive := filepath.Join(dir, "archive.tar")
+	host.Run(t, "", "git", "--git-dir="+host.Commit(t), "archive", "--output="+archive, "main")
+	host.Run(t, dir, "tar", "-xf", archive)
+	folder := filepath.Join(dir, "deploy/helm/timewait-exporter")
+	c, err := loader.LoadDir(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkLinked(t, c)
+	for name := range linked(t) {
+		if target, err := os.Readlink(filepath.Join(folder, name)); err != nil || filepath.IsAbs(target) {
+			t.Errorf("%s links to %q, %v", name, target, err)
 		}
 	}
-	var copies []string
-	for _, path := range glob(t, "deploy/helm/timewait-exporter/files/*") {
-		copies = append(copies, filepath.Base(path))
-	}
-	slices.Sort(names)
-	slices.Sort(copies)
-	if !slices.Equal(names, copies) {
-		t.Errorf("files has %v, want %v", copies, names)
+}
+
+// TestLostLinks holds that a chart whose links did not survive installs what needs none of
+// them, and does not install empty rules or no dashboard without a word.
+func TestLostLinks(t *testing.T) {
+	for _, v := range []struct {
+		name string
+		lose func(*chart.File) bool // true if the file goes
+	}{
+		{"left out, as by Flux", func(*chart.File) bool { return true }},
+		{"their targets as text, as by git on Windows", func(f *chart.File) bool {
+			f.Data = []byte("../../../prometheus/" + filepath.Base(f.Name))
+			return false
+		}},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			lossy := func() *chart.Chart {
+				c := loadChart(t)
+				c.Files = slices.DeleteFunc(c.Files, func(f *chart.File) bool { return strings.HasPrefix(f.Name, "files/") && v.lose(f) })
+				return c
+			}
+			if _, err := render(lossy(), release, namespace, ""); err != nil {
+				t.Errorf("without rules and dashboards: %v", err)
+			}
+			for values, file := range map[string]string{
+				"prometheusRule: {enabled: true}": "files/timewait_exporter.",
+				"dashboards: {enabled: true}":     "files/",
+			} {
+				_, err := render(lossy(), release, namespace, values)
+				if err == nil || !strings.Contains(err.Error(), "): "+file) || !strings.Contains(err.Error(), ": the link is lost") {
+					t.Errorf("%s: %v", values, err)
+				}
+			}
+		})
 	}
 }
 
@@ -518,7 +580,8 @@ func TestSchema(t *testing.T) {
 	}
 }
 
-// TestPackage holds that what helm package makes gives the same objects.
+// TestPackage holds that what helm package makes has the contents of what the chart links
+// to, and gives the same objects.
 func TestPackage(t *testing.T) {
 	c := loadChart(t)
 	archive, err := chartutil.Save(c, t.TempDir())
@@ -532,6 +595,7 @@ func TestPackage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkLinked(t, packed)
 	got, err := render(packed, release, namespace, everything)
 	if err != nil {
 		t.Fatal(err)

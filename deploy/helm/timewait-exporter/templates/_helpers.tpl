@@ -86,3 +86,8 @@ metricRelabelings:
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{/* Rules and dashboards are links to files outside the chart's folder. Takes the path of what is not there. */}}
+{{- define "timewait-exporter.lostLink" -}}
+{{- fail (printf "%s: the link is lost. Flux leaves links out of a Git source, and git on Windows makes text files of them. Install the chart as helm package makes it, or leave prometheusRule and dashboards off." .) }}
+{{- end }}
