@@ -209,34 +209,6 @@ func (c *Collector) readPool(ctx context.Context) (*pool, error) {
 	return readPool(ctx, c.cfg.ProcRoot)
 }
 
-// listening is what sock_diag tells of listeners and /proc does not.
-type listening struct {
-	limits backlogs
-	v6Only portSet // whose listeners on :: take no IPv4
-}
-
-func readListening(ctx context.Context, diag *tcptable.SockDiag) (*listening, error) {
-	l := &listening{limits: make(backlogs)}
-	var dualStack portSet // SO_REUSEPORT allows both on one port
-	for s, err := range diag.Listeners(ctx) {
-		if err != nil {
-			return nil, err
-		}
-		l.limits[s.Local] += uint64(s.Backlog)
-		switch {
-		case s.Local.Addr != anyAddr(ipv6):
-		case s.V6Only:
-			l.v6Only.add(s.Local.Port)
-		default:
-			dualStack.add(s.Local.Port)
-		}
-	}
-	for i, ports := range dualStack {
-		l.v6Only[i] &^= ports
-	}
-	return l, nil
-}
-
 // walk reads the socket table and counts it. A netlink that fails is tried once
 // more before the walk fails or, with SourceAuto, procfs is read instead.
 func (c *Collector) walk(ctx context.Context, p *pool, l *listening) (samples, error) {
@@ -262,7 +234,7 @@ func (c *Collector) walk(ctx context.Context, p *pool, l *listening) (samples, e
 			out.add(sourceInfo, 1, c.cfg.Namespace.Name, t.name)
 			return append(out, c.tally.samples(c.cfg.Namespace.Name, exported{
 				remotes: c.cfg.Remotes, destinations: c.cfg.Destinations, listeners: c.cfg.Listeners, locals: locals,
-			}, l.limits)...), nil
+			}, l.queues)...), nil
 		}
 		if i == len(tries)-1 || ctx.Err() != nil {
 			return nil, err

@@ -11,7 +11,7 @@ import (
 // order of Metrics.
 func TestMetricsDoc(t *testing.T) {
 	var b strings.Builder
-	fmt.Fprintf(&b, metricsIntro, maxRemotes, maxDestinations, maxLocals)
+	fmt.Fprintf(&b, metricsIntro, maxRemotes, maxDestinations, maxLocals, maxEndpoints)
 	cell := func(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
 	for _, m := range Metrics() {
 		var labels []string
@@ -55,6 +55,10 @@ Remotes, destinations and listening ports have series of their own for those wit
 ` + "`--collector.remotes`, `--collector.destinations` and `--collector.listeners`" + `; local IPs for the 20 with most ports. So a page
 has a bounded length, whatever happens in the network.
 
+The accept queues are those of the same listening ports, whatever is in them, so that no series comes and goes with its queue: of each port
+20 local IPs in order of address, and the rest as ` + "`local_ip=\"other\"`" + `, in sum, and of the fill the highest. Sockets that share an address and port
+(` + "`SO_REUSEPORT`" + `) have a queue each: lengths and limits are summed, ` + "`tcp_listener_accept_queue_fill_ratio`" + ` is that of the fullest.
+
 ## What is approximate
 
 * ` + "`tcp_destination_port_utilisation_ratio`, and `pool=\"connect\"`, are" + ` a lower bound where programs bind to a port 0 before they
@@ -71,6 +75,8 @@ has a bounded length, whatever happens in the network.
 * With more than %d remotes in a direction, %d destinations or %d local IPs at once (three quarters of these destinations, for those that hold no port of the pool), the small ones are not counted one by one.
   ` + "`timewait_exporter_undercount_max`" + ` then says by how many connections any one may be short, the numbers of distinct ones are
   estimates good to about 1 %%, and totals stay exact.
+* With more than %d local addresses and ports that are listened on, the queues of the others are in their port's ` + "`local_ip=\"other\"`" + `, and
+  connections of these ports count as inbound on any address.
 
 Where the kernel has no such file or counter, a metric is absent. Where there is one and it can't be read,
 ` + "`timewait_exporter_collector_success`" + ` is 0, and the metrics of that part are absent: 0 never means "not collected".

@@ -3,7 +3,6 @@ package collector
 import (
 	"cmp"
 	"iter"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -32,9 +31,11 @@ func newMetric(name, kind, source, help string, labels ...string) *Metric {
 
 // What Source says of metrics that come from the walk.
 const (
-	fromTable = "net/tcp, net/tcp6"
-	fromPool  = "net/tcp, net/tcp6, ip_local_port_range, ip_local_reserved_ports"
-	fromReuse = fromPool + ", tcp_tw_reuse"
+	fromTable     = "net/tcp, net/tcp6"
+	fromDump      = "sock_diag, LISTEN sockets only"
+	fromListeners = fromDump + ", else " + fromTable
+	fromPool      = "net/tcp, net/tcp6, ip_local_port_range, ip_local_reserved_ports"
+	fromReuse     = fromPool + ", tcp_tw_reuse"
 )
 
 // The metrics. Collect makes them anew in each scrape.
@@ -80,17 +81,26 @@ var (
 		"Share of the pool that bind() with port 0 on this local IP can't use.",
 		"netns", "local_ip")
 	listenerConnections = newMetric("tcp_listener_connections", "gauge", fromTable,
-		"Inbound connections of the local ports that have most of them, and of all others as local_port=\"other\". Only what is not zero.",
+		"Inbound connections of the local ports that have most of them, and of all others as local_port=\"other\". Only syn_recv and what is not zero.",
 		"netns", "local_port", "state")
-	listenerAcceptQueue = newMetric("tcp_listener_accept_queue", "gauge", fromTable,
-		"Connections waiting for accept() on a listener.",
+	listenerSockets = newMetric("tcp_listener_sockets", "gauge", fromListeners,
+		"LISTEN sockets on a local IP and port: more than one with SO_REUSEPORT or SO_BINDTODEVICE. Those beyond 20 local IPs of a port are local_ip=\"other\".",
 		"netns", "local_ip", "local_port")
-	listenerAcceptQueueLimit = newMetric("tcp_listener_accept_queue_limit", "gauge", "sock_diag, LISTEN sockets only",
-		"Longest accept queue of a listener; it is full when tcp_listener_accept_queue is more than that. Absent where the kernel has no sock_diag or another namespace is read.",
+	listenerAcceptQueue = newMetric("tcp_listener_accept_queue", "gauge", fromListeners,
+		"Connections waiting for accept(), in the queues of all its sockets together.",
+		"netns", "local_ip", "local_port")
+	listenerAcceptQueueLimit = newMetric("tcp_listener_accept_queue_limit", "gauge", fromDump,
+		"Backlogs of all its sockets together. Each queue takes one connection more than its own. Absent where the kernel has no sock_diag or another namespace is read.",
+		"netns", "local_ip", "local_port")
+	listenerAcceptQueueFill = newMetric("tcp_listener_accept_queue_fill_ratio", "gauge", fromDump,
+		"How full the fullest of its queues is: length / (backlog + 1), at most 1. At 1 the next handshake that goes to that socket is dropped, whatever room the others have.",
+		"netns", "local_ip", "local_port")
+	listenerFullSockets = newMetric("tcp_listener_full_sockets", "gauge", fromDump,
+		"Sockets whose queue is full.",
 		"netns", "local_ip", "local_port")
 	listenerUnaccepted = newMetric("tcp_listener_unaccepted_connections", "gauge", fromTable,
-		"Connections in ESTABLISHED or CLOSE_WAIT that the kernel has accepted and the program has not.",
-		"netns", "local_port")
+		"Connections in ESTABLISHED or CLOSE_WAIT that the kernel has accepted and the program has not: they hold no file descriptor.",
+		"netns", "local_port", "state")
 	queueBytes = newMetric("tcp_queue_bytes", "gauge", fromTable,
 		"Bytes that the programs have not read (queue=\"receive\") or the peers have not acknowledged (queue=\"send\"), listeners excluded.",
 		"netns", "direction", "queue")
@@ -187,7 +197,7 @@ func Metrics() []*Metric {
 		connections, remoteConnections, remoteIPs, remoteTopShare,
 		ephemeralPorts, ephemeralPortsUsed, ephemeralLow, ephemeralHigh, ephemeralUtilisation,
 		destinationPortsUsed, destinationUtilisation, destinations, localPortsUsed, localUtilisation,
-		listenerConnections, listenerAcceptQueue, listenerAcceptQueueLimit, listenerUnaccepted,
+		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted,
 		queueBytes, orphanConnections, timeWaitRemaining,
 
 		timeWaitSockets, timeWaitLimit, timeWaitReuseMode, timeWaitRecycle, finTimeout,
@@ -219,16 +229,13 @@ type exported struct {
 
 const other = "other"
 
-// backlogs are the longest accept queues of listeners; of several on one address
-// and port (SO_REUSEPORT) the sum, as their queues are.
-type backlogs map[tcptable.Endpoint]uint64
-
-// samples turns the counts into metrics of a network namespace.
-func (t *tally) samples(netns string, n exported, limits backlogs) samples {
+// samples turns the counts into metrics of a network namespace. Of accept queues the
+// table has lengths alone, which are used without queues.
+func (t *tally) samples(netns string, n exported, queues *acceptQueues) samples {
 	var out samples
 	t.addConnections(&out, netns)
 	t.addRemotes(&out, netns, n.remotes)
-	t.addListeners(&out, netns, n.listeners, limits)
+	t.addListeners(&out, netns, n.listeners, queues)
 	t.addTimeWait(&out, netns)
 	out.add(destinations, t.destinations.distinct(), netns)
 	if t.pool != nil {
@@ -368,50 +375,6 @@ func (t *tally) addTopShare(out *samples, netns string, totals *[numDirections][
 			}
 		}
 	}
-}
-
-func (t *tally) addListeners(out *samples, netns string, n int, limits backlogs) {
-	top := largest(maps.Keys(t.listenerPorts), n, func(a, b uint16) int {
-		return cmp.Or(cmp.Compare(t.listenerPorts[b].rows, t.listenerPorts[a].rows), cmp.Compare(a, b))
-	})
-	named := make(map[uint16]bool, len(top))
-	for _, port := range top {
-		named[port] = true
-		t.listenerPorts[port].addTo(out, netns, strconv.Itoa(int(port)))
-	}
-	var rest listenerPort
-	for port, l := range t.listenerPorts {
-		if named[port] {
-			continue
-		}
-		for s, rows := range l.states {
-			rest.states[s] += rows
-		}
-		rest.unaccepted += l.unaccepted
-	}
-	if len(named) < len(t.listenerPorts) {
-		rest.addTo(out, netns, other)
-	}
-
-	queues := largest(maps.Keys(t.acceptQueues), n, func(a, b tcptable.Endpoint) int {
-		return cmp.Or(cmp.Compare(t.acceptQueues[b], t.acceptQueues[a]), cmp.Compare(a.Port, b.Port), slices.Compare(a.Addr[:], b.Addr[:]))
-	})
-	for _, l := range queues {
-		labels := []string{netns, l.Addr.IP().String(), strconv.Itoa(int(l.Port))}
-		out.add(listenerAcceptQueue, float64(t.acceptQueues[l]), labels...)
-		if limit, ok := limits[l]; ok {
-			out.add(listenerAcceptQueueLimit, float64(limit), labels...)
-		}
-	}
-}
-
-func (l *listenerPort) addTo(out *samples, netns, port string) {
-	for s, rows := range l.states {
-		if rows > 0 {
-			out.add(listenerConnections, float64(rows), netns, port, tcptable.State(s).String())
-		}
-	}
-	out.add(listenerUnaccepted, float64(l.unaccepted), netns, port)
 }
 
 // heldDestination is a destination with the ports of the pool that are held toward

@@ -81,7 +81,7 @@ type tally struct {
 
 	listeners     [tcptable.NumTables]listeners
 	listenerPorts map[uint16]*listenerPort
-	acceptQueues  map[tcptable.Endpoint]uint64
+	acceptQueues  *acceptQueues
 
 	v6Only    portSet // ports whose listeners on :: take no IPv4, which rows of /proc don't tell
 	heldPorts portSet // of the pool, held whatever the destination: by LISTEN and Bound rows
@@ -90,16 +90,9 @@ type tally struct {
 
 // listeners are the LISTEN rows of one table.
 type listeners struct {
-	ports    portSet // on any address
-	wildcard portSet // on all addresses
-	bound    map[tcptable.Endpoint]struct{}
-}
-
-// listenerPort counts the inbound rows of a local port, without the listeners.
-type listenerPort struct {
-	states     [tcptable.NumStates]uint64
-	rows       uint64
-	unaccepted uint64
+	ports    portSet                        // on any address
+	wildcard portSet                        // on all addresses, or on some that bound has no room for
+	bound    map[tcptable.Endpoint]struct{} // at most maxEndpoints
 }
 
 // timerBuckets are the upper bounds of the timer histogram.
@@ -131,7 +124,7 @@ func newTally(prefixIPv4, prefixIPv6 int) *tally {
 		wholeRemotes:  prefixIPv4 == 32 && prefixIPv6 == 128,
 		destinations:  newCounts[destination](maxDestinations),
 		listenerPorts: make(map[uint16]*listenerPort),
-		acceptQueues:  make(map[tcptable.Endpoint]uint64),
+		acceptQueues:  newAcceptQueues(),
 	}
 	t.destinations.gaveWay = t.addRemote
 	for d := range t.remotes {
@@ -149,7 +142,7 @@ func (t *tally) reset(p *pool) {
 		t.locals.reset(p.low, p.high)
 	}
 	clear(t.listenerPorts)
-	clear(t.acceptQueues)
+	t.acceptQueues.reset()
 	for i := range t.listeners {
 		clear(t.listeners[i].bound)
 	}
@@ -204,7 +197,7 @@ func (t *tally) add(s *tcptable.Socket) {
 		l.states[s.State]++
 		l.rows++
 		if ownerless && waiting && s.State != tcptable.SynRecv {
-			l.unaccepted++
+			l.unaccepted[s.State]++
 		}
 		return
 	}
@@ -242,13 +235,15 @@ func (t *tally) addListener(s *tcptable.Socket) {
 	l := &t.listeners[s.Table]
 	port := s.Local.Port
 	l.ports.add(port)
-	if s.Local.Addr.IP().IsUnspecified() {
+	switch _, known := l.bound[s.Local]; {
+	case known:
+	case s.Local.Addr.IP().IsUnspecified() || len(l.bound) == maxEndpoints:
 		l.wildcard.add(port)
-	} else {
+	default:
 		l.bound[s.Local] = struct{}{}
 	}
 	t.listenerPort(port)
-	t.acceptQueues[s.Local] += uint64(s.RxQueue)
+	t.acceptQueues.add(s)
 	t.holdForAll(s)
 }
 

@@ -23,14 +23,14 @@ func tallied(t testing.TB, p *pool, n exported, sockets ...tcptable.Socket) page
 	return tallyPage(t, newTally(32, 128), p, n, nil, sockets...)
 }
 
-func tallyPage(t testing.TB, counted *tally, p *pool, n exported, limits backlogs, sockets ...tcptable.Socket) page {
+func tallyPage(t testing.TB, counted *tally, p *pool, n exported, queues *acceptQueues, sockets ...tcptable.Socket) page {
 	t.Helper()
 	counted.reset(p)
 	for i := range sockets {
 		counted.add(&sockets[i])
 	}
 	counted.finish()
-	return gather(t, constant(counted.samples("test", n, limits)))
+	return gather(t, constant(counted.samples("test", n, queues)))
 }
 
 // constant is a collector of metrics that are there already.
@@ -109,7 +109,7 @@ func TestDirection(t *testing.T) {
 			p.want(t, 1, "tcp_listener_connections", "state", state)
 		} else {
 			p.want(t, 1, "tcp_destinations")
-			p.wantNone(t, "tcp_listener_connections")
+			p.wantNone(t, "tcp_listener_connections", "state", state)
 		}
 	}
 	const row = "tcp established 10.0.0.1:8080 10.0.0.2:5555"
@@ -639,12 +639,19 @@ func TestListeners(t *testing.T) {
 	p.want(t, 5, "tcp_listener_connections", "local_port", "80")
 	p.want(t, 1, "tcp_listener_connections", "local_port", "80", "state", "syn_recv")
 	p.want(t, 2, "tcp_listener_connections", "local_port", "443")
-	p.want(t, 2, "tcp_listener_unaccepted_connections", "local_port", "80")
-	p.want(t, 0, "tcp_listener_unaccepted_connections", "local_port", "443")
+	p.want(t, 0, "tcp_listener_connections", "local_port", "443", "state", "syn_recv")
+	p.wantNone(t, "tcp_listener_connections", "local_port", "443", "state", "time_wait")
+	p.want(t, 1, "tcp_listener_unaccepted_connections", "local_port", "80", "state", "established")
+	p.want(t, 1, "tcp_listener_unaccepted_connections", "local_port", "80", "state", "close_wait")
+	p.want(t, 0, "tcp_listener_unaccepted_connections", "local_port", "443", "state", "established")
+	p.want(t, 0, "tcp_listener_unaccepted_connections", "local_port", "443", "state", "close_wait")
 	p.want(t, 2, "tcp_listener_accept_queue", "local_ip", "0.0.0.0", "local_port", "80")
 	p.want(t, 1, "tcp_listener_accept_queue", "local_ip", "127.0.0.1", "local_port", "8080")
 	p.want(t, 0, "tcp_listener_accept_queue", "local_ip", "::", "local_port", "443")
-	p.wantNone(t, "tcp_listener_accept_queue_limit")
+	p.want(t, 1, "tcp_listener_sockets", "local_ip", "::", "local_port", "443")
+	for _, name := range []string{"tcp_listener_accept_queue_limit", "tcp_listener_accept_queue_fill_ratio", "tcp_listener_full_sockets"} {
+		p.wantNone(t, name) // the table does not tell backlogs
+	}
 	p.want(t, 0, "tcp_orphan_connections")
 	p.want(t, 0, "tcp_queue_bytes") // of listeners it is no bytes
 
@@ -659,13 +666,6 @@ func TestListeners(t *testing.T) {
 	p.want(t, 8, "tcp_listener_connections", "local_port", "other")
 	p.want(t, 2, "tcp_listener_unaccepted_connections", "local_port", "other")
 	p.wantNone(t, "tcp_listener_accept_queue")
-
-	// SO_REUSEPORT: many listeners on one address and port have one queue here.
-	p = tallyPage(t, newTally(32, 128), nil, everything, backlogs{endpoint("0.0.0.0:80"): 256}, rows[0], rows[0], rows[1])
-	p.want(t, 4, "tcp_listener_accept_queue", "local_port", "80")
-	p.want(t, 256, "tcp_listener_accept_queue_limit", "local_ip", "0.0.0.0", "local_port", "80")
-	p.wantNone(t, "tcp_listener_accept_queue_limit", "local_port", "8080")
-	p.want(t, 3, "tcp_connections", "state", "listen")
 }
 
 // TestOrphans tells connections that their program has closed from those that it

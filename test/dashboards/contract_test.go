@@ -531,7 +531,7 @@ func TestLinks(t *testing.T) {
 			t.Errorf("alert %s leads to no dashboard", name)
 		} else if _, ok := boards[match[1]]; !ok {
 			t.Errorf("alert %s leads to dashboard %q", name, match[1])
-		} else if match[1] != "timewait-destinations" && strings.Contains(alert.Expr, "tcp_listen") {
+		} else if match[1] != "timewait-destinations" && strings.Contains(alert.Annotations["description"], "tcp_listen") {
 			t.Errorf("alert %s leads to %s, which does not show listeners one by one", name, match[1])
 		}
 	}

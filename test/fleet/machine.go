@@ -18,6 +18,7 @@ type machine struct {
 	listeners, clients, destinations int
 	// everyState puts each client and destination into every state there is, each
 	// client's connections both ways, and destinations on local IPs of their own.
+	// Listeners are on more local IPs than have series of their own.
 	everyState bool
 }
 
@@ -80,7 +81,13 @@ func (m machine) table() *table {
 	t := &table{}
 	t.WriteString(header)
 	for i := range m.listeners {
-		t.row(0, 8000+i, 0, 0, listen)
+		if !m.everyState {
+			t.row(0, 8000+i, 0, 0, listen)
+			continue
+		}
+		for j := range 25 {
+			t.row(ownAddress+uint32(j), 8000+i, 0, 0, listen)
+		}
 	}
 	if m.everyState {
 		for i := range m.clients {
@@ -183,14 +190,16 @@ func (m machine) scrape(ctx context.Context, o options, exporter, proc string) (
 }
 
 // withQueueLimits adds what the exporter asks sock_diag for, which a copy of /proc
-// does not have: the limit of each accept queue.
+// does not have: the limit of each accept queue, and how full it is.
 func withQueueLimits(text string) string {
-	const queue, limit = "tcp_listener_accept_queue", "tcp_listener_accept_queue_limit"
+	const queue = "tcp_listener_accept_queue"
 	var limits strings.Builder
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, queue+"{") {
 			labels := line[len(queue):strings.LastIndexByte(line, ' ')]
-			fmt.Fprintf(&limits, "%s%s 4096\n", limit, labels)
+			fmt.Fprintf(&limits, "tcp_listener_accept_queue_limit%s 4096\n", labels)
+			fmt.Fprintf(&limits, "tcp_listener_accept_queue_fill_ratio%s 0\n", labels)
+			fmt.Fprintf(&limits, "tcp_listener_full_sockets%s 0\n", labels)
 		}
 	}
 	return text + limits.String()

@@ -47,9 +47,12 @@ var contracts = map[string]contract{
 	"tcp_local_ports_used":                   {gauge, "local_ip netns", false},
 	"tcp_local_port_utilisation_ratio":       {gauge, "local_ip netns", false},
 	"tcp_listener_connections":               {gauge, "local_port netns state", false},
+	"tcp_listener_sockets":                   {gauge, "local_ip local_port netns", false},
 	"tcp_listener_accept_queue":              {gauge, "local_ip local_port netns", false},
 	"tcp_listener_accept_queue_limit":        {gauge, "local_ip local_port netns", true},
-	"tcp_listener_unaccepted_connections":    {gauge, "local_port netns", false},
+	"tcp_listener_accept_queue_fill_ratio":   {gauge, "local_ip local_port netns", true},
+	"tcp_listener_full_sockets":              {gauge, "local_ip local_port netns", true},
+	"tcp_listener_unaccepted_connections":    {gauge, "local_port netns state", false},
 	"tcp_queue_bytes":                        {gauge, "direction netns queue", false},
 	"tcp_orphan_connections":                 {gauge, "netns", false},
 	"tcp_time_wait_remaining_seconds":        {histogram, "direction netns", false},
@@ -238,6 +241,10 @@ func compareAlwaysThere(t *testing.T, p page) {
 	for _, pool := range []string{"connect", "bind", "bind_any"} {
 		p.value(t, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
 	}
+	for _, state := range []string{"established", "close_wait"} {
+		p.value(t, "tcp_listener_unaccepted_connections", "local_port", "9000", "state", state)
+	}
+	p.value(t, "tcp_listener_connections", "local_port", "9000", "state", "syn_recv")
 	for _, by := range []string{"remote", "destination", "local_ip"} {
 		if got := p.value(t, "timewait_exporter_undercount_max", "by", by); got != 0 {
 			t.Errorf("timewait_exporter_undercount_max{%s} = %v in a small namespace", by, got)

@@ -321,16 +321,10 @@ func TestAcceptQueueLimit(t *testing.T) {
 			f(at, want)
 		}
 
-		// Two listeners share an address, and their queues are one series.
+		// Listeners that share an address are one series.
 		at = netip.MustParseAddrPort("[::1]:9001")
-		for _, backlog := range []int{10, 20} {
-			s := newSocket(t, unix.AF_INET6)
-			s.set(t, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-			s.bind(t, at)
-			if err := unix.Listen(s.fd, backlog); err != nil {
-				t.Fatal(os.NewSyscallError("listen", err))
-			}
-		}
+		listenShared(t, at, 10, 1)
+		listenShared(t, at, 20, 1)
 		f(at, 30)
 
 		// No limit without a listener, no listener without a limit.
@@ -344,7 +338,7 @@ func TestAcceptQueueLimit(t *testing.T) {
 }
 
 // TestFullAcceptQueue asks the kernel at every step: does it take one more
-// connection as long as the queue is not longer than the limit, and only then?
+// connection as long as the fill is less than 1, and only then?
 func TestFullAcceptQueue(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		bothSources(t)
@@ -361,14 +355,14 @@ func TestFullAcceptQueue(t *testing.T) {
 			queues := func() (lengths []float64, full bool) {
 				t.Helper()
 				for i, p := range es.scrape(t) {
-					length, limit := p.value(t, "tcp_listener_accept_queue", labels...), p.value(t, "tcp_listener_accept_queue_limit", labels...)
+					length, fill := p.value(t, "tcp_listener_accept_queue", labels...), p.value(t, "tcp_listener_accept_queue_fill_ratio", labels...)
 					if lengths = append(lengths, length); length != lengths[0] {
 						t.Errorf("the queue of %s is %v", at, lengths)
 					}
-					if i > 0 && full != (length > limit) {
+					if i > 0 && full != (fill == 1) {
 						t.Errorf("%s: full with one source only", at)
 					}
-					full = length > limit
+					full = fill == 1
 				}
 				return lengths, full
 			}
@@ -468,8 +462,11 @@ func TestNoNetlink(t *testing.T) {
 			p.want(t, 10, "tcp_connections")
 			p.want(t, 1, "tcp_connections", "state", "time_wait")
 			p.want(t, 0, "tcp_listener_accept_queue", "local_ip", "127.0.0.1", "local_port", "9000")
-			if n := len(p.series("tcp_listener_accept_queue_limit")); n != 0 {
-				t.Errorf("%q: %d limits of accept queues without sock_diag", args, n)
+			p.want(t, 1, "tcp_listener_sockets", "local_ip", "127.0.0.1", "local_port", "9000")
+			for _, name := range []string{"tcp_listener_accept_queue_limit", "tcp_listener_accept_queue_fill_ratio", "tcp_listener_full_sockets"} {
+				if n := len(p.series(name)); n != 0 {
+					t.Errorf("%q: %d series of %s without sock_diag", args, n, name)
+				}
 			}
 			if found := p.series("timewait_exporter_collector_success", "collector", "listeners"); len(found) != 0 {
 				t.Errorf("%q: %v, but nothing was tried", args, found)

@@ -456,7 +456,7 @@ func (rs rows) comparePorts(t *testing.T, p page) {
 func (rs rows) compareListeners(t *testing.T, p page) {
 	type key struct{ port, state string }
 	connections := make(map[key]float64)
-	unaccepted := make(map[string]float64)
+	unaccepted := make(map[key]float64)
 	for _, r := range rs {
 		if r.direction != "inbound" || r.state == "listen" {
 			continue
@@ -464,7 +464,7 @@ func (rs rows) compareListeners(t *testing.T, p page) {
 		port := fmt.Sprint(r.local.Port())
 		connections[key{port, r.state}]++
 		if !r.accepted && r.state != "syn_recv" {
-			unaccepted[port]++
+			unaccepted[key{port, r.state}]++
 		}
 	}
 	var sum float64
@@ -477,12 +477,16 @@ func (rs rows) compareListeners(t *testing.T, p page) {
 		// accepted; three and two and the one that was reset; fast open.
 		for i, queue := range []float64{0, 6, 1} {
 			port := fmt.Sprint(int(s.port) + i)
-			p.want(t, unaccepted[port], "tcp_listener_unaccepted_connections", "local_port", port)
+			for _, state := range []string{"established", "close_wait"} {
+				p.want(t, unaccepted[key{port, state}], "tcp_listener_unaccepted_connections", "local_port", port, "state", state)
+			}
+			p.want(t, 1, "tcp_listener_sockets", "local_ip", s.listener.String(), "local_port", port)
 			if got := p.value(t, "tcp_listener_accept_queue", "local_ip", s.listener.String(), "local_port", port); got != queue {
 				t.Errorf("tcp_listener_accept_queue{%s:%s} = %v, want %v", s.listener, port, got, queue)
 			}
 			if len(sources(t)) > 1 {
 				p.want(t, 100, "tcp_listener_accept_queue_limit", "local_ip", s.listener.String(), "local_port", port)
+				p.want(t, queue/101, "tcp_listener_accept_queue_fill_ratio", "local_ip", s.listener.String(), "local_port", port)
 			}
 		}
 	}

@@ -117,20 +117,20 @@ func destinationsBoard() Board {
 				listenersPanel(),
 				{
 					Title: "Accept queues",
-					Description: "How full each listener's accept queue is. At 100 % the kernel drops the next handshake and the client tries again after 1 s, 2 s, 4 s... " +
+					Description: "How full the fullest queue of each listener is (with SO_REUSEPORT each socket has its own). At 100 % the kernel drops the next handshake that comes to it. " +
 						"A queue that is not empty for long is a program that does not call accept() fast enough.",
 					Unit: "percentunit", Width: half, Height: 9,
 					Draw:     wideNames(lines().Max(1)),
-					Queries:  []Query{{Expr: acceptQueueRatio, Legend: "{{local_ip}} port {{local_port}}"}},
+					Queries:  []Query{{Expr: `tcp_listener_accept_queue_fill_ratio{@netns}`, Legend: "{{local_ip}} port {{local_port}}"}},
 					Runbooks: []string{"TCPAcceptQueueNotDrained", "TCPListenQueueOverflowing"},
 				},
 				{
 					Title: "Accepted by the kernel, not by the program",
 					Description: "Connections per listening port that are established for the client while no program has taken them. " +
-						"The client waits for an answer that nobody works on.",
+						"The client waits for an answer that nobody works on; close_wait: it has given up. They hold no file descriptor.",
 					Unit: "short", Width: third, Height: 8,
 					Draw:     narrow(lines()),
-					Queries:  []Query{{Expr: `tcp_listener_unaccepted_connections{@netns}`, Legend: "port {{local_port}}"}},
+					Queries:  []Query{{Expr: `tcp_listener_unaccepted_connections{@netns}`, Legend: "port {{local_port}} {{state}}"}},
 					Runbooks: []string{"TCPAcceptQueueNotDrained"},
 				},
 				portsPanel(),
@@ -196,12 +196,14 @@ func listenersPanel() Panel {
 	draw, queries := rowsOf([]string{"local_ip", "local_port"}, nil,
 		Column{Name: "waiting", Expr: `max by (local_ip, local_port) (tcp_listener_accept_queue{@netns})`, Unit: "none"},
 		Column{Name: "limit", Expr: `max by (local_ip, local_port) (tcp_listener_accept_queue_limit{@netns})`, Unit: "none"},
-		Column{Name: "full", Expr: `max by (local_ip, local_port) (` + acceptQueueRatio + `)`, Colour: vermilion, Max: 1},
+		Column{Name: "sockets", Expr: `max by (local_ip, local_port) (tcp_listener_sockets{@netns})`, Unit: "none"},
+		Column{Name: "full", Expr: `max by (local_ip, local_port) (tcp_listener_accept_queue_fill_ratio{@netns})`, Colour: vermilion, Max: 1},
 	)
 	return Panel{
 		Title: "Which listener lets its clients wait?",
 		Description: "Connections that wait for accept(), of how many the listener allows: the smaller of what the program passed to listen() and of net.core.somaxconn at that moment. " +
-			"The limit is empty where the kernel does not tell it (no sock_diag).\n\nA larger limit helps against bursts, not against a program that is too slow.",
+			"Several sockets on one port (SO_REUSEPORT) are summed; \"full\" is the fullest of them, as a hanging one loses its share of the clients whatever room the others have. " +
+			"Limit and \"full\" are empty where the kernel does not tell them (no sock_diag).\n\nA larger limit helps against bursts, not against a program that is too slow.",
 		Unit: "percentunit", Width: half, Height: 9,
 		Draw: draw, Queries: queries,
 		Runbooks: []string{"TCPAcceptQueueNotDrained"},

@@ -45,12 +45,12 @@ func hostBoard() Board {
 				},
 				{
 					Title: "Fullest accept queue",
-					Description: "Connections that wait for the program's accept(), of what its listen() allows, at the worst listener. " +
-						"At 100 % the kernel drops the next client's handshake and the client waits for its retry.\n\n" +
+					Description: "Connections that wait for the program's accept(), of what its listen() allows, at the fullest listening socket: with SO_REUSEPORT each has a queue of its own. " +
+						"At 100 % the kernel drops the next handshake that comes to it.\n\n" +
 						"Seldom empty: the program is too slow. The destinations dashboard names the listener.",
 					Unit: "percentunit", Width: quarter, Height: 4,
 					Draw:     bigNumber().Min(0).Max(1).Decimals(0).Thresholds(always(green)).Mappings(from(1, dashboard.ValueMappingResult{Color: new(vermilion)})),
-					Queries:  []Query{{Expr: `max(` + acceptQueueRatio + `)`, Instant: true}},
+					Queries:  []Query{{Expr: `max(tcp_listener_accept_queue_fill_ratio{@netns})`, Instant: true}},
 					Runbooks: []string{"TCPAcceptQueueNotDrained", "TCPListenQueueOverflowing"},
 				},
 				{
@@ -306,7 +306,3 @@ func sysctlsPanel() Panel {
 		Runbooks: []string{"TCPTimeWaitRecycleEnabled", "TimewaitExporterSysctlsMissing"},
 	}
 }
-
-// acceptQueueRatio is how full each listener's accept queue is. The kernel takes one more than the limit (include/net/sock.h,
-// sk_acceptq_is_full).
-const acceptQueueRatio = `tcp_listener_accept_queue{@netns} / (tcp_listener_accept_queue_limit{@netns} + 1)`
