@@ -30,14 +30,15 @@ func hostBoard() Board {
 				},
 				{
 					Title: "CLOSE_WAIT of the open connections",
-					Description: "Connections that the peer has closed and our program has not, of the established ones and these, in the worse direction: the least of 5 minutes, " +
-						"so that a close which takes a moment does not count.\n\n" +
+					Description: "Connections that the peer has closed and our program, which had accepted them, has not, of the established ones and these, in the worse direction: " +
+						"the least of 5 minutes, so that a close which takes a moment does not count.\n\n" +
 						"High or growing: a program leaks connections, and each costs it an open file. The table below says toward whom, ss -tnp state close-wait which program. " +
 						"It helped when this falls.",
 					Unit: "percentunit", Width: quarter, Height: 4,
 					Draw: bigNumber().Min(0).Max(1).Decimals(0),
 					Queries: []Query{{
-						Expr: `max(sum by (direction) (min_over_time(tcp_connections{@netns,state="close_wait"}[5m])) / ` +
+						Expr: `max(sum by (direction) (min_over_time(tcp_connections{@netns,state="close_wait"}[5m])` +
+							` or -label_replace(max_over_time(tcp_listener_unaccepted_connections{@netns,state="close_wait"}[5m]), "direction", "inbound", "", "")) / ` +
 							`clamp_min(sum by (direction) (max_over_time(tcp_connections{@netns,state=~"close_wait|established"}[5m])), 1))`,
 						Instant: true,
 					}},
