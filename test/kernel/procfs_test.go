@@ -133,12 +133,12 @@ func TestCutTable(t *testing.T) {
 		setSysctl(t, "net/ipv4/tcp_tw_reuse", "0") // or a later connect takes the port of an earlier one
 		for i, ip := range []netip.Addr{loopback4, loopback6} {
 			s := serve(t, ip, 9000)
-			s.mustConnect(t, 100)
+			s.mustConnect(t, 300)
 			for _, p := range s.mustConnect(t, 100*(1+i)) {
 				p.closeClientFirst(t)
 			}
 		}
-		want := sockstat{inUse4: 201, inUse6: 201, timeWait: 300}
+		want := sockstat{inUse4: 601, inUse6: 601, timeWait: 300}
 		eventually(t, func() bool { return readSockstat(t) == want },
 			func() string { return fmt.Sprintf("%+v, built were %+v", readSockstat(t), want) })
 
@@ -165,7 +165,7 @@ func TestCutTable(t *testing.T) {
 		e.scrape(t).want(t, float64(want.inUse4+want.inUse6+want.timeWait), "tcp_connections")
 
 		// Each at the end of a row, then within one.
-		for name, rows := range map[string]int{"tcp": 301, "tcp6": 401} {
+		for name, rows := range map[string]int{"tcp": 701, "tcp6": 801} {
 			half := slices.Clone(files[name][:1+rows/2])
 			for _, lines := range [][]string{half, append(half, files[name][1+rows/2][:40]), files[name][:1]} {
 				write(name, lines)
@@ -179,9 +179,9 @@ func TestCutTable(t *testing.T) {
 				}
 			}
 			write(name, files[name])
-			e.scrape(t).want(t, 702, "tcp_connections")
+			e.scrape(t).want(t, 1502, "tcp_connections")
 		}
-		for _, part := range []string{"sockets of tcp were read, but sockstat counts 201 before the walk and 201 after it", "0 sockets of tcp6 were read", "the file ends within the row"} {
+		for _, part := range []string{"sockets of tcp were read, but sockstat counts 601 before the walk and 601 after it", "0 sockets of tcp6 were read", "the file ends within the row"} {
 			eventually(t, func() bool { return strings.Contains(e.log.String(), part) },
 				func() string { return "the log does not say: " + part + "\n" + e.log.String() })
 		}
@@ -193,7 +193,7 @@ func TestCutTable(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
-		eventually(t, func() bool { return strings.Contains(e.log.String(), "but sockstat6 counts 201 sockets") },
+		eventually(t, func() bool { return strings.Contains(e.log.String(), "but sockstat6 counts 601 sockets") },
 			func() string { return "the log does not say why tcp6 must be there:\n" + e.log.String() })
 	})
 }
