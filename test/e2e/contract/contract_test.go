@@ -7,8 +7,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/promql/parser"
@@ -196,6 +198,47 @@ func TestEveryAlertHasARunbook(t *testing.T) {
 		name := strings.TrimSuffix(filepath.Base(file), ".md")
 		if _, ok := byName[name]; !ok && name != "README" {
 			t.Errorf("%s: no alert of that name", file)
+		}
+	}
+}
+
+// TestTextsAnswer holds what somebody who is woken reads to the rule: since when, whether a cure helped, and how long the alert stays
+// after it.
+func TestTextsAnswer(t *testing.T) {
+	var titles []string
+	boards, err := filepath.Glob(root + "dashboards/*.json")
+	if err != nil || len(boards) == 0 {
+		t.Fatalf("no dashboards: %v", err)
+	}
+	for _, path := range boards {
+		for _, match := range regexp.MustCompile(`"title": ("(?:[^"\\]|\\.)*")`).FindAllStringSubmatch(readText(t, path), -1) {
+			titles = append(titles, match[1])
+		}
+	}
+	for name, rule := range alerts(t) {
+		minutes := func(d model.Duration) string { return strconv.Itoa(int(time.Duration(d).Minutes())) }
+		description := rule.Annotations["description"]
+		if !regexp.MustCompile(`\b` + minutes(rule.For) + ` minutes\b`).MatchString(description) {
+			t.Errorf("%s does not say that it has been so for %s minutes", name, minutes(rule.For))
+		}
+		if !strings.Contains(strings.ToLower(description), "it helped when ") {
+			t.Errorf("%s does not say how to see that a cure helped", name)
+		}
+		runbook := readText(t, runbookDir+name+".md")
+		_, since, _ := strings.Cut(runbook, "\n**Since when.** ")
+		since, _, _ = strings.Cut(since, "\n")
+		if !strings.HasPrefix(since, "For at least "+minutes(rule.For)+" minutes when the alert comes. ") {
+			t.Errorf("runbook %s: since when: %q, the rule waits %s minutes", name, since, minutes(rule.For))
+		}
+		for _, panel := range regexp.MustCompile(`"[^"]+"`).FindAllString(strings.ReplaceAll(since, "`", ""), -1) {
+			if strings.Contains(since, panel+" on the ") && !slices.Contains(titles, panel) {
+				t.Errorf("runbook %s names the panel %s, there is none", name, panel)
+			}
+		}
+		_, helped, _ := strings.Cut(runbook, "\n## Did it help?\n")
+		helped, _, _ = strings.Cut(helped, "\n## ")
+		if !regexp.MustCompile(`\b`+minutes(rule.KeepFiringFor)+` more( minutes)?\.`).MatchString(helped) || !strings.Contains(helped, "```") {
+			t.Errorf("runbook %s: did it help: %q has no query, or does not say that the alert stays for %s more minutes", name, helped, minutes(rule.KeepFiringFor))
 		}
 	}
 }
