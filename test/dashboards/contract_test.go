@@ -176,6 +176,9 @@ func TestWords(t *testing.T) {
 			if len(strings.Fields(p.Description)) < 10 {
 				t.Errorf("%s: %q: the description %q does not say how to read it", b.UID, p.Title, p.Description)
 			}
+			if strings.Contains(p.Description, "\n\nAlerts: ") && !regexp.MustCompile(`(?i)\bit helped when `).MatchString(p.Description) {
+				t.Errorf("%s: %q does not say what to do and how to see that it helped", b.UID, p.Title)
+			}
 			if p.FieldConfig.Defaults.Unit == "" {
 				t.Errorf("%s: %q has no unit", b.UID, p.Title)
 			}

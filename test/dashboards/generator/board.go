@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -55,8 +56,10 @@ type Section struct {
 
 // Panel is one question and what answers it.
 type Panel struct {
-	Title         string
-	Description   string
+	Title       string
+	Description string
+	// Cure is what to do, and how to see that it helped. A panel that alerts are about needs it.
+	Cure          string
 	Unit          string
 	Width, Height uint32
 	// Draw is the visualization, with the options that only it has.
@@ -169,13 +172,16 @@ func (p placedPanel) Build() (dashboard.Panel, error) {
 	if err != nil {
 		return panel, err
 	}
+	if p.Cure == "" && len(p.about()) > 0 {
+		return panel, cog.MakeBuildErrors(fmt.Sprintf("panel %q", p.Title), errors.New("it is about alerts and says no cure"))
+	}
 	steps, notes, err := p.limits()
 	if err != nil {
 		return panel, cog.MakeBuildErrors(fmt.Sprintf("panel %q", p.Title), err)
 	}
 	panel.Id = &p.id
 	panel.Title = &p.Title
-	panel.Description = new(p.Description + notes)
+	panel.Description = new(p.description() + notes)
 	panel.PluginVersion = new(pluginVersion)
 	panel.Datasource = &datasource
 	panel.GridPos = &dashboard.GridPos{W: p.Width, H: p.Height}
@@ -218,6 +224,13 @@ func (q Query) target(refID string) prometheus.Dataquery {
 		RefId:        &refID,
 		Datasource:   &datasource,
 	}
+}
+
+func (p Panel) description() string {
+	if p.Cure == "" {
+		return p.Description
+	}
+	return p.Description + "\n\n" + p.Cure
 }
 
 // limits are the panel's thresholds and the end of its description, which says where they come from.

@@ -22,6 +22,7 @@ func destinationsBoard() Board {
 					Description: "The share of the ephemeral ports that a new connect() to the worst destination can't use. \"At least\" is exact when no client binds a port before it connects. " +
 						"\"At most\" is right when all do: such a port is kept from every destination. At 100 % connect() fails with \"Cannot assign requested address\".\n\n" +
 						"It fails, and \"at least\" is low? The runbook of TCPBindPortsNearExhaustion tells how to prove who binds first.",
+					Cure: "Slow down the clients of that destination and let them reuse connections. The graph below tells since when; it helped when this falls: TIME_WAITs take a minute.",
 					Unit: "percentunit", Width: quarter, Height: 5,
 					Draw: bigNumber().Min(0).Max(1).Decimals(0).TextMode(common.BigValueTextModeValueAndName).OverrideByName("at most", colour(grey)),
 					Queries: []Query{
@@ -60,6 +61,7 @@ func destinationsBoard() Board {
 					Title: "Ports in use per destination",
 					Description: "The same destinations over time, with the limits of the alerts. A steady climb is a rate of closes the pool can't bear; " +
 						"a step is a burst that is over in 60 s; a plateau of established connections is a pool of clients that never lets go.",
+					Cure: "Look for what changed where the climb began, and slow down those clients. It helped when the line falls: TIME_WAITs take a minute.",
 					Unit: "percentunit", Width: half, Height: 10,
 					Draw: wideNames(linesWithLimits().Max(1)),
 					Queries: []Query{{
@@ -75,6 +77,7 @@ func destinationsBoard() Board {
 					Title: "Both pools, lower and upper bound",
 					Description: "connect(): between \"worst destination\" (no client binds before it connects) and \"held by anything\" (all do). The kernel does not tell which clients bind. " +
 						"bind(ip, 0): \"worst local IP\" is exact. bind(::, 0) and listen() without bind() need a port that is not held by anything.\n\nA gap between the bounds is harmless as long as clients just connect.",
+					Cure: "Widen net.ipv4.ip_local_port_range, which works at once, and let programs that bind first use IP_BIND_ADDRESS_NO_PORT. It helped when the line falls.",
 					Unit: "percentunit", Width: half, Height: 9,
 					Draw: withColours(wideNames(linesWithLimits().Max(1)), named{"worst destination (lower bound)", blue}, named{"worst local IP (bind)", purple},
 						named{"held by anything (upper bound)", sky}),
@@ -89,6 +92,7 @@ func destinationsBoard() Board {
 					Title: "Ports held toward the worst destinations, by state",
 					Description: "Mostly time_wait: connections are opened and closed for each request, reuse them. Mostly established: a pool without a limit, or a slow backend. " +
 						"Mostly close_wait: the backend closed and our program did not. Mostly syn_sent: the backend does not answer.",
+					Cure: "It helped when the band falls: TIME_WAITs take a minute.",
 					Unit: "short", Width: half, Height: 9,
 					Draw:     withStateColours(areas()),
 					Queries:  []Query{{Expr: `sum by (state) (tcp_destination_ports_used{@netns})`, Legend: "{{state}}"}},
@@ -98,6 +102,7 @@ func destinationsBoard() Board {
 					Title: "Ports in use per local IP",
 					Description: "What a bind(ip, 0) on each local IP competes for: ports with any socket on them, whatever the destination. " +
 						"At 100 % it fails with \"Address already in use\". Clients that set a source address bind; IP_BIND_ADDRESS_NO_PORT spares them this.",
+					Cure: "Stop binding to an address that routing would choose anyway, or add a local address. It helped when the bar falls.",
 					Unit: "percentunit", Width: half, Height: 8,
 					Draw:    bars().Max(1).ColorScheme(byLimit()).DisplayName("${__field.labels.local_ip}"),
 					Queries: []Query{{Expr: `sort_desc(tcp_local_port_utilisation_ratio{@netns})`, Legend: "{{local_ip}}", Instant: true}},
@@ -119,6 +124,7 @@ func destinationsBoard() Board {
 					Title: "Accept queues",
 					Description: "How full the fullest queue of each listener is (with SO_REUSEPORT each socket has its own). At 100 % the kernel drops the next handshake that comes to it. " +
 						"A queue that is not empty for long is a program that does not call accept() fast enough.",
+					Cure: "Restart the program if it hangs, else take load off it. It helped when the line is back at 0.",
 					Unit: "percentunit", Width: half, Height: 9,
 					Draw:     wideNames(lines().Max(1)),
 					Queries:  []Query{{Expr: `tcp_listener_accept_queue_fill_ratio{@netns}`, Legend: "{{local_ip}} port {{local_port}}"}},
@@ -128,6 +134,7 @@ func destinationsBoard() Board {
 					Title: "Accepted by the kernel, not by the program",
 					Description: "Connections per listening port that are established for the client while no program has taken them. " +
 						"The client waits for an answer that nobody works on; close_wait: it has given up. They hold no file descriptor.",
+					Cure: "Restart the program if it hangs, else take load off it. It helped when the line is back at 0.",
 					Unit: "short", Width: third, Height: 8,
 					Draw:     narrow(lines()),
 					Queries:  []Query{{Expr: `tcp_listener_unaccepted_connections{@netns}`, Legend: "port {{local_port}} {{state}}"}},
@@ -138,6 +145,7 @@ func destinationsBoard() Board {
 					Title: "Handshakes dropped per second",
 					Description: "Overflows: the accept queue was full. Drops: any handshake thrown away, those included. A client's retry counts again. " +
 						"Both count for the whole namespace: the table says which listener it is.",
+					Cure: "A queue is full: restart or relieve that program. None is: a flood, have it stopped upstream. It helped when both are 0.",
 					Unit: "cps", Width: third, Height: 8,
 					Draw: withColours(narrow(lines()), named{"overflows", vermilion}, named{"drops", yellow}),
 					Queries: []Query{
@@ -160,6 +168,7 @@ func destinationsBoard() Board {
 					Title: "Time a scrape takes",
 					Description: "Seconds each collector needed, of all namespaces together. The socket walk grows with the sockets of the whole machine, not of this namespace alone. " +
 						"When it comes near the scrape timeout, raise that or scrape less often.",
+					Cure: "--collector.source=netlink takes less than half. It helped when the sum falls.",
 					Unit: "s", Width: half, Height: 6,
 					Draw:    areas().ThresholdsStyle(thresholdLines()),
 					Queries: []Query{{Expr: `sum by (collector) (timewait_exporter_collector_duration_seconds{@instance})`, Legend: "{{collector}}"}},
@@ -186,6 +195,7 @@ func destinationsPanel() Panel {
 		Title: "The worst destinations, and what holds their ports",
 		Description: "\"In use\" is what a new connect() can't have: the ports held, less the TIME_WAITs that it may take over, plus those that are blocked for all. " +
 			"The other columns count ports by state.\n\ntime_wait: reuse connections. established: bound the client's pool. close_wait: close what the backend closed.",
+		Cure: "It helped when \"in use\" falls: TIME_WAITs take a minute.",
 		Unit: "percentunit", Width: half, Height: 10,
 		Draw: draw, Queries: queries,
 		Limits: []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
@@ -204,6 +214,7 @@ func listenersPanel() Panel {
 		Description: "Connections that wait for accept(), of how many the listener allows: the smaller of what the program passed to listen() and of net.core.somaxconn at that moment. " +
 			"Several sockets on one port (SO_REUSEPORT) are summed; \"full\" is the fullest of them, as a hanging one loses its share of the clients whatever room the others have. " +
 			"Limit and \"full\" are empty where the kernel does not tell them (no sock_diag).\n\nA larger limit helps against bursts, not against a program that is too slow.",
+		Cure: "Restart the program if it hangs, else take load off it. It helped when nothing waits.",
 		Unit: "percentunit", Width: half, Height: 9,
 		Draw: draw, Queries: queries,
 		Runbooks: []string{"TCPAcceptQueueNotDrained"},

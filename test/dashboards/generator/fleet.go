@@ -30,6 +30,7 @@ func fleetBoard() Board {
 					Title: "Fullest port pool",
 					Description: "The worst namespace of the whole fleet: the share of the ephemeral ports that its next connect() or bind() can't use. " +
 						"The table below says which one it is.",
+					Cure: "Open the machine from the table below. It helped when this falls.",
 					Unit: "percentunit", Width: sixth, Height: 5,
 					Draw:    bigNumber().Min(0).Max(1).Decimals(0),
 					Queries: []Query{{Expr: `max(job_pool:tcp_ephemeral_port_utilisation_ratio:max{@jobs,pool=~"connect|bind"})`, Instant: true}},
@@ -38,6 +39,7 @@ func fleetBoard() Board {
 				{
 					Title:       "TIME_WAIT of its limit",
 					Description: "The worst namespace of the whole fleet: TIME_WAIT sockets of net.ipv4.tcp_max_tw_buckets. The table below says which one it is.",
+					Cure:        "Open the machine from the table below. It helped when this falls.",
 					Unit:        "percentunit", Width: sixth, Height: 5,
 					Draw:    bigNumber().Min(0).Max(1).Decimals(0),
 					Queries: []Query{{Expr: `max(job:tcp_time_wait_limit_used:max{@jobs})`, Instant: true}},
@@ -46,6 +48,7 @@ func fleetBoard() Board {
 				{
 					Title:       "Machines with critical alerts",
 					Description: "Machines where an alert fires now that hurts users, or is about to. Which alerts and which machines is at the bottom.",
+					Cure:        "An alert stays for some minutes after its cause has gone: it helped when the figure falls that its text names, and then this.",
 					Unit:        "none", Width: sixth, Height: 5,
 					Draw:    noneIsGood(vermilion),
 					Queries: []Query{{Expr: firing("critical"), Instant: true}},
@@ -53,6 +56,7 @@ func fleetBoard() Board {
 				{
 					Title:       "Machines with warnings",
 					Description: "Machines where an alert fires now about a cause that hurts nobody yet. Which alerts and which machines is at the bottom.",
+					Cure:        "In the morning will do. It helped when this falls.",
 					Unit:        "none", Width: sixth, Height: 5,
 					Draw:    noneIsGood(orange),
 					Queries: []Query{{Expr: firing("warning"), Instant: true}},
@@ -60,6 +64,7 @@ func fleetBoard() Board {
 				{
 					Title:       "Exporters down",
 					Description: "Machines that Prometheus knows and can't reach: nothing on this page is about them.",
+					Cure:        "Start them, after a look whether the machine lives. It helped when this is 0.",
 					Unit:        "none", Width: sixth, Height: 5,
 					Draw:     noneIsGood(vermilion),
 					Queries:  []Query{{Expr: `sum(1 - up{@jobs})`, Instant: true}},
@@ -75,7 +80,7 @@ func fleetBoard() Board {
 			}},
 			{"Which machine is worst?", []Panel{
 				worstPanel("Fullest port pools",
-					"The share of the ephemeral ports that the worst destination, or bind() on the worst local IP, can't use. Click a machine for its dashboard.",
+					"The share of the ephemeral ports that the worst destination, or bind() on the worst local IP, can't use.",
 					"percentunit",
 					Column{
 						Name: "in use", Limit: true,
@@ -90,7 +95,7 @@ func fleetBoard() Board {
 						Expr: `bottomk(20, min by (job, instance, netns) (instance_netns_pool:tcp_ephemeral_port_exhaustion:seconds{@jobs,pool=~"connect|bind"}))`,
 					}),
 				worstPanel("Most TIME_WAITs of their limit",
-					"TIME_WAIT sockets of net.ipv4.tcp_max_tw_buckets. Past 100 % the kernel drops new ones at once. Click a machine to see who holds them.",
+					"TIME_WAIT sockets of net.ipv4.tcp_max_tw_buckets. Past 100 % the kernel drops new ones at once.",
 					"percentunit",
 					Column{Name: "of the limit", Limit: true, Expr: `topk(20, max by (job, instance, netns) (instance_netns:tcp_time_wait_limit_used:ratio{@jobs}))`},
 					"TCPTimeWaitAccumulating", "TCPTimeWaitNearLimit"),
@@ -115,6 +120,7 @@ func fleetBoard() Board {
 				{
 					Title:       "Fullest port pool by job",
 					Description: "The worst namespace of each job, for connect(), for bind() on one local IP and for bind() on all (bind_any), with the limits of the alerts.",
+					Cure:        "Look for what changed in that job where the line began to climb. It helped when it falls.",
 					Unit:        "percentunit", Width: half, Height: 9,
 					Draw:    wideNames(linesWithLimits().Max(1)),
 					Queries: []Query{{Expr: `job_pool:tcp_ephemeral_port_utilisation_ratio:max{@jobs}`, Legend: "{{job}} {{pool}}"}},
@@ -123,6 +129,7 @@ func fleetBoard() Board {
 				{
 					Title:       "TIME_WAIT of its limit by job",
 					Description: "The worst namespace of each job, with the limits of the alerts.",
+					Cure:        "Look for what changed in that job where the line began to climb. It helped when it falls.",
 					Unit:        "percentunit", Width: half, Height: 9,
 					Draw:    wideNames(linesWithLimits()),
 					Queries: []Query{{Expr: `job:tcp_time_wait_limit_used:max{@jobs}`, Legend: "{{job}}"}},
@@ -161,6 +168,7 @@ func worstPanel(title, description, unit string, column Column, limits ...string
 	draw, queries := rowsOf([]string{"instance", "netns", "job"}, map[string]dashboard.DashboardLink{"instance": machineLink("timewait-host", withNetns)}, column)
 	return Panel{
 		Title: title, Description: description, Unit: unit, Width: half, Height: 8,
+		Cure: "Click a machine for its dashboard, which says who it is, since when and what to do. It helped when its row falls.",
 		Draw: draw, Queries: queries, Limits: limits,
 	}
 }
@@ -200,6 +208,7 @@ func fleetDestinationsPanel() Panel {
 		Description: "\"Worst\" is the share of its ports that the worst machine can't use toward that destination; \"over half\" counts the namespaces which have used half of theirs; " +
 			"\"ports held\" is of all machines together. Click a destination for its machines, beside.\n\n" +
 			"One machine over half is that machine's client: let it reuse connections. Many are a backend that is slow, or one address where there should be more.",
+		Cure: "It helped when \"worst\" falls: TIME_WAITs take a minute.",
 		Unit: "percentunit", Width: half, Height: 10,
 		Draw: draw, Queries: queries,
 		Limits: []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
@@ -217,7 +226,8 @@ func destinationMachinesPanel() Panel {
 	return Panel{
 		Title: "Which machines hold ports toward $remote_ip port $remote_port?",
 		Description: "The machines that have used most of their ports toward the destination that is selected above: the worst one, or the one that was clicked beside. " +
-			"Click a machine for what holds them; there it shows, too, whether a cure helps.",
+			"Click a machine for what holds them, and since when.",
+		Cure: "Slow down the clients on the worst of them. It helped when its row falls: TIME_WAITs take a minute.",
 		Unit: "percentunit", Width: half, Height: 10,
 		Draw: draw, Queries: queries,
 		Limits: []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
@@ -236,8 +246,9 @@ func closeWaitMachinesPanel() Panel {
 	return Panel{
 		Title: "Most CLOSE_WAITs",
 		Description: "Connections that the peer has closed and a program of the machine has not; beside it their share of the open ones, established or close_wait. " +
-			"Many, and more from hour to hour, are a leak that ends with \"Too many open files\". Click a machine for the remote; the runbook tells how to find the program.\n\n" +
-			"No rows: there is none.",
+			"Many, and more from hour to hour, are a leak that ends with \"Too many open files\". No rows: there is none.\n\n" +
+			"Click a machine for the remote; ss -tnp state close-wait there names the program.",
+		Cure: "Restart that program. It helped when the row falls and stays low.",
 		Unit: "percentunit", Width: half, Height: 10,
 		Draw: draw, Queries: queries,
 		Limits: []string{"TCPCloseWaitLeak"},
