@@ -159,8 +159,11 @@ func (s scrape) Collect(ch chan<- prometheus.Metric) {
 			pool, err = s.ports.do(s.ctx, s.readPool)
 			if pool == nil {
 				sysctls = "none"
+				return nil, err
 			}
-			return nil, err
+			var told samples
+			told.add(timeWaitDuration, pool.timeWait.Seconds(), ns.Name)
+			return told, nil
 		})
 	}
 	out.add(netnsInfo, 1, ns.Name, ns.Dir, sysctls)

@@ -183,7 +183,7 @@ func TestFlood(t *testing.T) {
 			p.want(t, 2*(rows+1), "timewait_exporter_rows_total", "table", "tcp")
 			p.want(t, rows, "tcp_connections", "state", "time_wait")
 			p.want(t, rows, "tcp_remote_connections")
-			p.want(t, rows, "tcp_time_wait_remaining_seconds")
+			p.want(t, rows, "tcp_time_wait_remaining_connections")
 			series := 0
 			for _, f := range p {
 				series += len(f.GetMetric())

@@ -122,11 +122,9 @@ func (p page) series(name string, labels ...string) []*dto.Metric {
 	return found
 }
 
-func value(m *dto.Metric) float64 {
-	return m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
-}
+func value(m *dto.Metric) float64 { return m.GetGauge().GetValue() + m.GetCounter().GetValue() }
 
-// sum adds the series up; of a histogram it counts the observations.
+// sum adds the series up.
 func (p page) sum(name string, labels ...string) float64 {
 	var sum float64
 	for _, m := range p.series(name, labels...) {
@@ -224,6 +222,8 @@ func TestMachinesTell(t *testing.T) {
 		p.want(t, 11, "tcp_ephemeral_ports_used")
 		p.want(t, 11./28232, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 		p.want(t, 310, "tcp_listener_connections", "local_port", "80", "state", "time_wait")
+		p.want(t, 310, "tcp_time_wait_remaining_connections", "direction", "inbound")
+		p.want(t, 60, "tcp_time_wait_duration_seconds")
 	})
 	f("client_near_exhaustion", func(t *testing.T, p page) {
 		// 130 TIME_WAIT, 48 ESTABLISHED, 4 CLOSE_WAIT and the listener's port.
@@ -279,6 +279,13 @@ func TestMachinesTell(t *testing.T) {
 		p.want(t, 6, "tcp_connections", "state", "fin_wait2")
 		p.want(t, 3, "tcp_connections", "state", "time_wait")
 		p.want(t, 6, "tcp_time_wait_sockets") // with the FIN_WAIT2 that are minisocks
+	})
+	f("vendor_time_wait", func(t *testing.T, p page) {
+		// tcp_tw_reuse is on, and all are younger than a second.
+		p.want(t, 10, "tcp_time_wait_duration_seconds")
+		p.want(t, 0.9, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+		p.want(t, 0.9, "tcp_destination_port_utilisation_ratio", "remote_ip", "198.51.100.9")
+		p.want(t, 90, "tcp_time_wait_remaining_connections", "direction", "outbound", "remaining", "10")
 	})
 	f("mptcp_server", func(t *testing.T, p page) {
 		// sockstat6 counts none of them.

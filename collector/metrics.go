@@ -15,7 +15,7 @@ import (
 // Metric describes one metric of the exporter.
 type Metric struct {
 	Name   string
-	Type   string // gauge, counter or histogram
+	Type   string // gauge or counter
 	Labels []string
 	// Source is where in the kernel the values come from.
 	Source string
@@ -107,9 +107,9 @@ var (
 	orphanConnections = newMetric("tcp_orphan_connections", "gauge", fromTable,
 		"Connections that their program has closed and the kernel still works on, TIME_WAIT and its like excluded.",
 		"netns")
-	timeWaitRemaining = newMetric("tcp_time_wait_remaining_seconds", "histogram", fromTable,
-		"Time until the connections in TIME_WAIT go. Each starts with 60 s, so one scrape shows the closes of the last minute.",
-		"netns", "direction")
+	timeWaitRemaining = newMetric("tcp_time_wait_remaining_connections", "gauge", fromTable,
+		"Connections in TIME_WAIT by the seconds they have left: up to remaining, and more than the next smaller one. Each starts with tcp_time_wait_duration_seconds: one scrape shows the closes of as many seconds, and their bursts.",
+		"netns", "direction", "remaining")
 
 	timeWaitSockets = newMetric("tcp_time_wait_sockets", "gauge", "net/sockstat TCP tw",
 		"The kernel's own count of sockets in TIME_WAIT, with those of FIN_WAIT2 that their program has closed.",
@@ -120,8 +120,10 @@ var (
 		"Whether connect() may reuse ports in TIME_WAIT: 0 no, 1 yes, 2 on loopback only.", "netns")
 	timeWaitRecycle = newMetric("tcp_time_wait_recycle_enabled", "gauge", "net.ipv4.tcp_tw_recycle",
 		"Whether connections in TIME_WAIT are recycled fast, which breaks clients behind NAT. Gone since Linux 4.12.", "netns")
+	timeWaitDuration = newMetric("tcp_time_wait_duration_seconds", "gauge", "net.ipv4.tcp_tw_timeout",
+		"How long TIME_WAIT lasts: 60, a constant of the kernel, or what the sysctl says that some vendors' kernels have. Absent where the net sysctls can't be seen.", "netns")
 	finTimeout = newMetric("tcp_fin_timeout_seconds", "gauge", "net.ipv4.tcp_fin_timeout",
-		"How long a closed connection stays in FIN_WAIT2. It does not change TIME_WAIT, which is 60 s.", "netns")
+		"How long a closed connection stays in FIN_WAIT2. It does not change TIME_WAIT, see tcp_time_wait_duration_seconds.", "netns")
 	timeWaitStarted = newMetric("tcp_time_wait_started_total", "counter", "net/netstat TcpExt TW, TWKilled",
 		"TIME_WAIT timers started, FIN_WAIT2 of closed sockets included: timer=\"full\", or \"short\" with 4 s or less.",
 		"netns", "timer")
@@ -200,7 +202,7 @@ func Metrics() []*Metric {
 		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted,
 		queueBytes, orphanConnections, timeWaitRemaining,
 
-		timeWaitSockets, timeWaitLimit, timeWaitReuseMode, timeWaitRecycle, finTimeout,
+		timeWaitSockets, timeWaitLimit, timeWaitReuseMode, timeWaitRecycle, timeWaitDuration, finTimeout,
 		timeWaitStarted, timeWaitReused, timeWaitOverflows,
 		activeOpens, passiveOpens, attemptFails, establishedResets, retransmitted, outResets,
 		listenOverflows, listenDrops, synCookiesSent, aborts, abortFailures, listenBacklogLimit, synBacklogLimit,
@@ -274,18 +276,22 @@ func (t *tally) addConnections(out *samples, netns string) {
 	out.add(orphanConnections, float64(t.orphans), netns)
 }
 
+// addTimeWait has a bucket above the kernel's own 60 s only where TIME_WAIT lasts
+// longer: where a sysctl says so, or said so when a connection came into it.
 func (t *tally) addTimeWait(out *samples, netns string) {
-	for d := range numDirections {
-		h := &t.timeWait[d]
-		buckets := make(map[float64]uint64, len(timerBuckets))
-		var count uint64
-		for i, n := range h.buckets {
-			count += n
-			if i < len(timerBuckets) {
-				buckets[timerBuckets[i].Seconds()] = count
-			}
+	above := len(timeWaitBounds)
+	longer := t.pool != nil && t.pool.timeWait > tcptable.TimeWaitLength
+	for _, w := range t.timeWait {
+		longer = longer || w[above] > 0
+	}
+	for d, w := range t.timeWait {
+		d := direction(d).String()
+		for i, bound := range timeWaitBounds {
+			out.add(timeWaitRemaining, float64(w[i]), netns, d, strconv.Itoa(int(bound.Seconds())))
 		}
-		*out = append(*out, prometheus.MustNewConstHistogram(timeWaitRemaining.desc, count, h.sum.Seconds(), buckets, netns, d.String()))
+		if longer {
+			out.add(timeWaitRemaining, float64(w[above]), netns, d, "600")
+		}
 	}
 }
 

@@ -30,14 +30,15 @@ func (s *portSet) len() int {
 }
 
 // pool is the ephemeral pool of a network namespace: the ports that connect(2)
-// and bind(2) choose from, and the rules by which connect takes a port over from
-// a connection in TIME_WAIT.
+// and bind(2) choose from, how long a connection in TIME_WAIT holds one, and the
+// rules by which connect takes it over.
 type pool struct {
 	low, high int // the bounds of ip_local_port_range
 	ports     portSet
 	size      int
 
-	reuseMode  uint64 // tcp_tw_reuse
+	timeWait   time.Duration // how long TIME_WAIT lasts
+	reuseMode  uint64        // tcp_tw_reuse
 	timestamps bool
 	reuseDelay time.Duration
 }
@@ -71,12 +72,14 @@ func readPool(ctx context.Context, root string) (*pool, error) {
 	}
 	p.size = p.ports.len()
 
-	var timestamps, delay uint64
+	const timeWaitLength, longest = "net.ipv4.tcp_tw_timeout", 600
+	var timeWait, timestamps, delay uint64
 	for _, setting := range []struct {
 		name     string
 		value    *uint64
 		fallback uint64
 	}{
+		{timeWaitLength, &timeWait, uint64(tcptable.TimeWaitLength.Seconds())}, // seconds, 1 to 600; of vendors' kernels only
 		{"net.ipv4.tcp_tw_reuse", &p.reuseMode, 0},
 		{"net.ipv4.tcp_timestamps", &timestamps, 1},
 		{"net.ipv4.tcp_tw_reuse_delay", &delay, 1000}, // milliseconds; a constant before Linux 6.15
@@ -90,6 +93,10 @@ func readPool(ctx context.Context, root string) (*pool, error) {
 			*setting.value = values[0]
 		}
 	}
+	if timeWait < 1 || timeWait > longest {
+		return nil, fmt.Errorf("%s: %d is not a number of seconds from 1 to %d", kernelstat.SysctlPath(root, timeWaitLength), timeWait, longest)
+	}
+	p.timeWait = time.Duration(timeWait) * time.Second
 	p.timestamps = timestamps != 0
 	p.reuseDelay = time.Duration(min(delay, math.MaxInt32)) * time.Millisecond
 	return p, nil
@@ -154,5 +161,6 @@ func (p *pool) reusable(s *tcptable.Socket) bool {
 	default:
 		return false
 	}
-	return tcptable.TimeWaitLength-s.TimerLeft > p.reuseDelay
+	// The age is below 0 where TIME_WAIT lasted longer when s came into it.
+	return p.timeWait-s.TimerLeft > p.reuseDelay
 }

@@ -132,11 +132,14 @@ func TestReadPool(t *testing.T) {
 	bad("tcp_tw_reuse", map[string]string{ports: "1 2", "tcp_tw_reuse": "1 2\n"})
 	bad("tcp_timestamps", map[string]string{ports: "1 2", "tcp_timestamps": "\n"})
 	bad("yes", map[string]string{ports: "1 2", "tcp_tw_reuse_delay": "yes\n"})
+	for _, seconds := range []string{"0", "601", "60000", "-1", "10 20"} {
+		bad("tcp_tw_timeout", map[string]string{ports: "1 2", "tcp_tw_timeout": seconds + "\n"})
+	}
 
 	if p, err := readPool(t.Context(), t.TempDir()); p != nil || err != nil {
 		t.Errorf("without the sysctl: %v and %v", p, err)
 	}
-	for _, name := range []string{ports, reserved, "tcp_tw_reuse", "tcp_timestamps", "tcp_tw_reuse_delay"} {
+	for _, name := range []string{ports, reserved, "tcp_tw_timeout", "tcp_tw_reuse", "tcp_timestamps", "tcp_tw_reuse_delay"} {
 		root := writePool(t, map[string]string{ports: "1 2"})
 		path := filepath.Join(root, "sys/net/ipv4", name)
 		os.Remove(path)
@@ -147,6 +150,50 @@ func TestReadPool(t *testing.T) {
 			t.Errorf("%s can't be read: %v, which should name it", name, err)
 		}
 	}
+}
+
+// TestTimeWaitDuration has TIME_WAITs 0.3 s old that last as long as a vendor's
+// kernel says: connect() can't take their ports over yet.
+func TestTimeWaitDuration(t *testing.T) {
+	f := func(sysctl string, lasts time.Duration, bucket string) {
+		t.Helper()
+		root := t.TempDir()
+		if err := os.CopyFS(root, os.DirFS(machine(t, "vendor_time_wait").ProcRoot)); err != nil {
+			t.Fatal(err)
+		}
+		table := filepath.Join(root, "1/net/tcp")
+		text, err := os.ReadFile(table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const left = "03:000003CA" // of 10 s, in hundredths
+		if n := strings.Count(string(text), left); n != 90 {
+			t.Fatalf("%d rows with %s", n, left)
+		}
+		writeFile(t, table, strings.ReplaceAll(string(text), left, fmt.Sprintf("03:%08X", int((lasts-300*time.Millisecond)/(10*time.Millisecond)))))
+		path := filepath.Join(root, "sys/net/ipv4/tcp_tw_timeout")
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if sysctl != "" {
+			writeFile(t, path, sysctl+"\n")
+		}
+		p := scrapeOf(t, fixture(t, root))
+		p.want(t, lasts.Seconds(), "tcp_time_wait_duration_seconds")
+		for _, pool := range []string{"connect", "bind"} {
+			p.want(t, 0.9, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
+		}
+		p.want(t, 0.9, "tcp_destination_port_utilisation_ratio", "remote_ip", "198.51.100.9", "remote_port", "8080")
+		p.want(t, 90, "tcp_time_wait_remaining_connections", "direction", "outbound", "remaining", bucket)
+		p.want(t, 90, "tcp_time_wait_remaining_connections")
+	}
+	f("", time.Minute, "60")
+	f("1", time.Second, "1")
+	f("5", 5*time.Second, "5")
+	f("10", 10*time.Second, "10")
+	f("60", time.Minute, "60")
+	f("120", 2*time.Minute, "600")
+	f("600", 10*time.Minute, "600")
 }
 
 // TestReadPoolReuse reads the rules, and has the kernel's defaults where a kernel
@@ -217,11 +264,12 @@ func TestReadReservedPorts(t *testing.T) {
 
 // TestReusable is the table of tcp_twsk_unique.
 func TestReusable(t *testing.T) {
+	lasts := tcptable.TimeWaitLength
 	f := func(want bool, mode uint64, timestamps bool, delay, age time.Duration, text string) {
 		t.Helper()
 		s := socket(text)
-		s.TimerLeft = tcptable.TimeWaitLength - age
-		p := &pool{reuseMode: mode, timestamps: timestamps, reuseDelay: delay}
+		s.TimerLeft = lasts - age
+		p := &pool{timeWait: lasts, reuseMode: mode, timestamps: timestamps, reuseDelay: delay}
 		if got := p.reusable(&s); got != want {
 			t.Errorf("mode %d, timestamps %v, delay %v, age %v, %s: %v", mode, timestamps, delay, age, text, got)
 		}
@@ -256,6 +304,13 @@ func TestReusable(t *testing.T) {
 	f(true, 1, true, second, 62*second, ip) // fired late
 	f(true, 1, true, time.Millisecond, 10*time.Millisecond, ip)
 	f(false, 1, true, 30*second, 30*second, ip)
+	// Its age follows from what is left of it.
+	for _, lasts = range []time.Duration{time.Second, 10 * time.Second, 2 * time.Minute, 10 * time.Minute} {
+		f(false, 1, true, second, 300*time.Millisecond, ip)
+		f(false, 1, true, second, -5*second, ip) // it lasted longer once
+	}
+	f(true, 1, true, second, 10*second, ip)
+	lasts = tcptable.TimeWaitLength
 	// Only TIME_WAIT, though FIN_WAIT2 may be a minisock too.
 	for s := range states(outbound) {
 		if s != tcptable.TimeWait {

@@ -74,7 +74,7 @@ type tally struct {
 	received    [numDirections]uint64 // bytes in the receive queues
 	unsent      [numDirections]uint64 // bytes in the send queues
 	orphans     uint64
-	timeWait    [numDirections]timerHistogram
+	timeWait    [numDirections]timeWaits
 
 	remotes      [numDirections]*counts[tcptable.Addr]
 	destinations *counts[destination]
@@ -95,25 +95,23 @@ type listeners struct {
 	bound    map[tcptable.Endpoint]struct{} // at most maxEndpoints
 }
 
-// timerBuckets are the upper bounds of the timer histogram.
-var timerBuckets = [...]time.Duration{
+// timeWaitBounds are the upper bounds of the buckets for the time that connections
+// in TIME_WAIT have left.
+var timeWaitBounds = [...]time.Duration{
 	1 * time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second,
 	30 * time.Second, 40 * time.Second, 50 * time.Second, 60 * time.Second,
 }
 
-// timerHistogram counts timers by bucket; the last one has no bound.
-type timerHistogram struct {
-	buckets [len(timerBuckets) + 1]uint64
-	sum     time.Duration
-}
+// timeWaits counts connections in TIME_WAIT by bucket; the last one has what is
+// above all bounds.
+type timeWaits [len(timeWaitBounds) + 1]uint64
 
-func (h *timerHistogram) observe(left time.Duration) {
+func (w *timeWaits) add(left time.Duration) {
 	i := 0
-	for i < len(timerBuckets) && left > timerBuckets[i] {
+	for i < len(timeWaitBounds) && left > timeWaitBounds[i] {
 		i++
 	}
-	h.buckets[i]++
-	h.sum += left
+	w[i]++
 }
 
 // newTally returns an empty tally that counts remote addresses by prefixes of so
@@ -176,7 +174,7 @@ func (t *tally) add(s *tcptable.Socket) {
 	t.received[dir] += uint64(s.RxQueue)
 	t.unsent[dir] += uint64(s.TxQueue)
 	if s.State == tcptable.TimeWait {
-		t.timeWait[dir].observe(s.TimerLeft)
+		t.timeWait[dir].add(s.TimerLeft)
 	}
 
 	ownerless := s.Kind == tcptable.Full && s.Inode == 0

@@ -696,7 +696,7 @@ func TestOrphans(t *testing.T) {
 	// A minisock has no inode either, and is no orphan.
 	p := tallied(t, nil, everything, mini(socket("tcp fin_wait2 10.0.0.1:4000 10.0.0.2:80")))
 	p.want(t, 0, "tcp_orphan_connections")
-	p.want(t, 0, "tcp_time_wait_remaining_seconds") // FIN_WAIT2 is not TIME_WAIT
+	p.want(t, 0, "tcp_time_wait_remaining_connections") // FIN_WAIT2 is not TIME_WAIT
 	p.want(t, 1, "tcp_connections", "state", "fin_wait2")
 	// Nor is a connection that a program holds.
 	p = tallied(t, nil, everything, socket("tcp fin_wait2 10.0.0.1:4000 10.0.0.2:80"))
@@ -725,28 +725,48 @@ func TestQueueBytes(t *testing.T) {
 
 // TestTimeWaitRemaining puts timers into buckets that include their upper bound.
 func TestTimeWaitRemaining(t *testing.T) {
-	rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0")
-	var sum time.Duration
-	for i, left := range []time.Duration{0, time.Second, 1010 * time.Millisecond, 5 * time.Second, 10 * time.Second, 10010 * time.Millisecond,
-		20 * time.Second, 30 * time.Second, 40 * time.Second, 50 * time.Second, 59940 * time.Millisecond, time.Minute, 61 * time.Second} {
-		s := socket(fmt.Sprintf("tcp time_wait 10.0.0.1:80 10.0.0.2:%d", 5000+i))
-		s.TimerLeft = left
-		sum += left
-		rows = append(rows, s)
+	const remaining = "tcp_time_wait_remaining_connections"
+	f := func(p *pool, want string, timers ...time.Duration) {
+		t.Helper()
+		rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0")
+		for i, left := range timers {
+			s := socket(fmt.Sprintf("tcp time_wait 10.0.0.1:80 10.0.0.2:%d", 5000+i))
+			s.TimerLeft = left
+			rows = append(rows, s)
+		}
+		page := tallied(t, p, everything, rows...)
+		var got []string
+		for _, bound := range strings.Fields("1 5 10 20 30 40 50 60 600") {
+			in, out := page.series(remaining, "remaining", bound, "direction", "inbound"), page.series(remaining, "remaining", bound, "direction", "outbound")
+			if len(in) != len(out) || len(out) > 0 && value(out[0]) != 0 {
+				t.Errorf("remaining=%q: %v inbound and %v outbound", bound, in, out)
+			}
+			for _, m := range in {
+				got = append(got, fmt.Sprintf("%s=%v", bound, value(m)))
+			}
+		}
+		if want := strings.Fields(want); !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		page.want(t, float64(len(timers)), remaining)
 	}
-	p := tallied(t, nil, everything, rows...)
-	h := p.series("tcp_time_wait_remaining_seconds", "direction", "inbound")[0].GetHistogram()
-	var got []string
-	for _, b := range h.GetBucket() {
-		got = append(got, fmt.Sprintf("%v=%d", b.GetUpperBound(), b.GetCumulativeCount()))
-	}
-	if want := strings.Fields("1=2 5=4 10=5 20=7 30=8 40=9 50=10 60=12"); !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	if h.GetSampleCount() != 13 || h.GetSampleSum() != sum.Seconds() {
-		t.Errorf("%d timers of %v s together, want 13 of %v", h.GetSampleCount(), h.GetSampleSum(), sum)
-	}
-	p.want(t, 0, "tcp_time_wait_remaining_seconds", "direction", "outbound")
+	timers := []time.Duration{0, time.Second, 1010 * time.Millisecond, 5 * time.Second, 10 * time.Second, 10010 * time.Millisecond,
+		20 * time.Second, 30 * time.Second, 40 * time.Second, 50 * time.Second, 59940 * time.Millisecond, time.Minute}
+	const counts = "1=2 5=2 10=1 20=2 30=1 40=1 50=1 60=2 "
+	f(nil, counts, timers...)
+	f(nil, "1=0 5=0 10=0 20=0 30=0 40=0 50=0 60=0")
+
+	// Where TIME_WAIT lasts longer there is one more, with nothing in it too.
+	long := portsOf(t, 40000, 40099, "")
+	f(long, counts, timers...)
+	long.timeWait = 61 * time.Second
+	f(long, counts+"600=0", timers...)
+	long.timeWait = 2 * time.Minute
+	f(long, counts+"600=2", append(timers, 61*time.Second, 2*time.Minute)...)
+	// Nobody knows the sysctl, or it is another one by now.
+	f(nil, counts+"600=1", append(timers, 60010*time.Millisecond)...)
+	long.timeWait = 10 * time.Second
+	f(long, counts+"600=1", append(timers, 10*time.Minute)...)
 }
 
 // TestTallyAgain counts other sockets with the memory of the first ones.

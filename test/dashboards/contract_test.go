@@ -346,12 +346,9 @@ func exporterMetrics(t *testing.T) map[string][]string {
 			continue
 		}
 		// newMetric(name, kind, source, help, labels...)
-		name, kind, labels := literal(call.Args[0]), literal(call.Args[1]), []string{}
+		name, labels := literal(call.Args[0]), []string{}
 		for _, label := range call.Args[4:] {
 			labels = append(labels, literal(label))
-		}
-		if kind == "histogram" {
-			name, labels = name+"_bucket", append(labels, "le")
 		}
 		metrics[name] = labels
 	}

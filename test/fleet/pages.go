@@ -79,10 +79,8 @@ func kindOf(name string) kind {
 		}
 	}
 	switch {
-	case name == "tcp_ephemeral_ports":
+	case name == "tcp_ephemeral_ports", name == "tcp_time_wait_duration_seconds":
 		return fixed
-	case strings.HasPrefix(name, "tcp_time_wait_remaining_seconds"): // a histogram of now
-		return gauge
 	case strings.HasSuffix(name, "_total"), strings.HasSuffix(name, "_bucket"), strings.HasSuffix(name, "_count"), strings.HasSuffix(name, "_sum"):
 		return counter
 	}

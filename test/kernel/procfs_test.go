@@ -19,7 +19,7 @@ var fromNetSysctls = []string{
 	"tcp_ephemeral_ports", "tcp_ephemeral_ports_used", "tcp_ephemeral_port_range_low", "tcp_ephemeral_port_range_high",
 	"tcp_ephemeral_port_utilisation_ratio", "tcp_destination_ports_used", "tcp_destination_port_utilisation_ratio",
 	"tcp_local_ports_used", "tcp_local_port_utilisation_ratio", "tcp_time_wait_limit", "tcp_time_wait_reuse_mode",
-	"tcp_fin_timeout_seconds", "tcp_listen_backlog_limit", "tcp_syn_backlog_limit",
+	"tcp_time_wait_duration_seconds", "tcp_fin_timeout_seconds", "tcp_listen_backlog_limit", "tcp_syn_backlog_limit",
 }
 
 // TestOwnNamespace reads /proc, however it is spelled: the namespace is the

@@ -78,6 +78,9 @@ func TestLimits(t *testing.T) {
 		p.want(t, 12345, "tcp_time_wait_limit")
 		p.want(t, 1, "tcp_time_wait_reuse_mode")
 		p.want(t, 17, "tcp_fin_timeout_seconds")
+		if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_timeout"); err != nil {
+			p.want(t, 60, "tcp_time_wait_duration_seconds")
+		}
 		p.want(t, 777, "tcp_listen_backlog_limit")
 		p.want(t, 333, "tcp_syn_backlog_limit")
 		p.want(t, 12000, "tcp_ephemeral_port_range_low")

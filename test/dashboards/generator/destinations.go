@@ -42,11 +42,11 @@ func destinationsBoard() Board {
 				},
 				{
 					Title: "Closes a destination bears",
-					Description: "Connections per second that this machine can open to one destination and close itself, for ever: each holds a port for the 60 s of its TIME_WAIT. " +
+					Description: "Connections per second that this machine can open to one destination and close itself, for ever: each holds a port as long as its TIME_WAIT lasts (60 s on most kernels). " +
 						"Beyond that the pool fills up however short the connections are. Compare with the close rate on the host dashboard.",
 					Unit: "cps", Width: quarter, Height: 5,
 					Draw:    plainNumber().Decimals(0),
-					Queries: []Query{{Expr: `tcp_ephemeral_ports{@netns} / 60`, Instant: true}},
+					Queries: []Query{{Expr: `tcp_ephemeral_ports{@netns} / tcp_time_wait_duration_seconds{@netns}`, Instant: true}},
 				},
 				{
 					Title: "Destinations in use",
@@ -60,8 +60,8 @@ func destinationsBoard() Board {
 				{
 					Title: "Ports in use per destination",
 					Description: "The same destinations over time, with the limits of the alerts. A steady climb is a rate of closes the pool can't bear; " +
-						"a step is a burst that is over in 60 s; a plateau of established connections is a pool of clients that never lets go.",
-					Cure: "Look for what changed where the climb began, and slow down those clients. It helped when the line falls: TIME_WAITs take a minute.",
+						"a step is a burst that is over when its TIME_WAITs end, in 60 s on most kernels; a plateau of established connections is a pool of clients that never lets go.",
+					Cure: "Look for what changed where the climb began, and slow down those clients. It helped when the line falls, once the TIME_WAITs that are there have ended.",
 					Unit: "percentunit", Width: half, Height: 10,
 					Draw: wideNames(linesWithLimits().Max(1)),
 					Queries: []Query{{

@@ -1,9 +1,6 @@
 package main
 
-import (
-	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
-	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
-)
+import "github.com/grafana/grafana-foundation-sdk/go/dashboard"
 
 // hostBoard answers for one machine, in the order in which one asks at night.
 func hostBoard() Board {
@@ -118,9 +115,9 @@ func hostBoard() Board {
 				},
 				{
 					Title: "TIME_WAIT by direction",
-					Description: "Outbound TIME_WAITs hold one of our ephemeral ports each, for 60 s: they are what exhaustion is made of. " +
+					Description: "Outbound TIME_WAITs hold one of our ephemeral ports each, as long as they last (60 s on most kernels): they are what exhaustion is made of. " +
 						"Inbound ones hold none, they cost memory and room below the limit; there it is the clients' ports that run out.",
-					Cure: "Outbound: let our clients reuse connections. Inbound: keep connections open longer, so that the clients close first. It helped when this falls, a minute later.",
+					Cure: "Outbound: let our clients reuse connections. Inbound: keep connections open longer, so that the clients close first. It helped when this falls, once those that are there have ended.",
 					Unit: "short", Width: half, Height: 9,
 					Draw:     withColours(areas(), named{"outbound", orange}, named{"inbound", sky}),
 					Queries:  []Query{{Expr: `sum by (direction) (tcp_connections{@netns,state="time_wait"})`, Legend: "{{direction}}"}},
@@ -161,7 +158,7 @@ func hostBoard() Board {
 					Description: "\"connect\" is the worst destination, \"bind\" the worst local IP, \"bind_any\" all local IPs together. At 100 % the next such call fails: " +
 						"bind_any is for bind(::, 0) and listen() without bind(), and the upper bound of connect for clients that bind first.\n\n" +
 						"Half is a limit of its own: from there the kernel searches through the used ports and connect() gets 50 to 300 times slower.",
-					Cure: "Slow down the clients of the worst destination; a wider net.ipv4.ip_local_port_range gains time at once. It helped when the line falls: TIME_WAITs take a minute.",
+					Cure: "Slow down the clients of the worst destination; a wider net.ipv4.ip_local_port_range gains time at once. It helped when the line falls, once the TIME_WAITs that are there have ended.",
 					Unit: "percentunit", Width: fullWidth - quarter, Height: 8,
 					Draw:     withColours(linesWithLimits().Max(1), named{"connect", blue}, named{"bind", purple}, named{"bind_any", sky}),
 					Queries:  []Query{{Expr: `tcp_ephemeral_port_utilisation_ratio{@netns}`, Legend: "{{pool}}"}},
@@ -187,20 +184,19 @@ func hostBoard() Board {
 			{"What shape is the churn?", []Panel{
 				{
 					Title: "Time left of the TIME_WAITs",
-					Description: "Each column is one scrape: how many seconds the TIME_WAIT sockets still have, of 60. An even column is a steady rate of closes; " +
+					Description: "Each column is one scrape: how many seconds the TIME_WAIT sockets still have, at most. An even column is a steady rate of closes; " +
 						"a dark cell that sinks towards zero is a burst, and its age says when it was.",
 					Unit: "short", Width: half, Height: 9,
-					Draw: histogramOverTime("s"),
+					Draw: bucketsOverTime("s"),
 					Queries: []Query{{
-						Expr:   `sum by (le) (tcp_time_wait_remaining_seconds_bucket{@netns})`,
-						Legend: "{{le}}",
-						Format: prometheus.PromQueryFormatHeatmap,
+						Expr:   `sum by (remaining) (tcp_time_wait_remaining_connections{@netns})`,
+						Legend: "{{remaining}}",
 					}},
 				},
 				{
 					Title: "TIME_WAITs started and reused per second",
-					Description: "The true close rate, also of connections that came and went between two scrapes. \"full\" lasts 60 s; \"short\" are orphans of a small tcp_fin_timeout; " +
-						"\"reused\" are those that a new connect() took over (tcp_tw_reuse). Started less reused, times 60 s, is how many there will be.",
+					Description: "The true close rate, also of connections that came and went between two scrapes. \"full\" lasts as long as TIME_WAIT does (60 s on most kernels); \"short\" are orphans of a small tcp_fin_timeout; " +
+						"\"reused\" are those that a new connect() took over (tcp_tw_reuse). Started less reused, times that, is how many there will be.",
 					Unit: "cps", Width: half, Height: 9,
 					Draw: withColours(lines(), named{"full", orange}, named{"short", green}, named{"reused", blue}),
 					Queries: []Query{
@@ -306,6 +302,7 @@ func sysctlsPanel() Panel {
 		{Expr: `tcp_time_wait_limit{@netns}`, Legend: "tcp_max_tw_buckets: more TIME_WAITs are dropped"},
 		{Expr: `tcp_time_wait_reuse_mode{@netns}`, Legend: "tcp_tw_reuse: connect() may take over a TIME_WAIT: 0 no, 1 yes, 2 on loopback"},
 		{Expr: `tcp_time_wait_recycle_enabled{@netns}`, Legend: "tcp_tw_recycle: must be 0; kernels from 4.12 on do not have it"},
+		{Expr: `tcp_time_wait_duration_seconds{@netns}`, Legend: "tcp_tw_timeout, or the kernel's constant: seconds of TIME_WAIT"},
 		{Expr: `tcp_fin_timeout_seconds{@netns}`, Legend: "tcp_fin_timeout: seconds of an orphaned FIN_WAIT2, not of TIME_WAIT"},
 		{Expr: `tcp_listen_backlog_limit{@netns}`, Legend: "somaxconn: largest accept queue a listen() can have"},
 		{Expr: `tcp_syn_backlog_limit{@netns}`, Legend: "tcp_max_syn_backlog: half-open clients a listener keeps"},
@@ -316,7 +313,7 @@ func sysctlsPanel() Panel {
 	return Panel{
 		Title: "Which limits are in force?",
 		Description: "The sysctls of this namespace that decide about the above, with what each one does. " +
-			"TIME_WAIT itself lasts 60 s in Linux and has no sysctl.",
+			"How long TIME_WAIT lasts is a constant of the kernel, 60 s; only some vendors' kernels have a sysctl for it.",
 		Cure: "Set tcp_tw_recycle to 0 where it is not. Where rows are missing the exporter can't see the sysctls. It helped when the next scrape shows the value.",
 		Unit: "none", Width: half, Height: 8,
 		Draw: oneValueEach(), Queries: queries,

@@ -155,8 +155,9 @@ func (p heatmapPanel) Build() (dashboard.Panel, error) {
 	return panel, nil
 }
 
-// histogramOverTime shows a histogram that is whole in every scrape: each column is one moment, no rate is taken.
-func histogramOverTime(unit string) heatmapPanel {
+// bucketsOverTime shows gauges as the rows of a heatmap, in the order of their names, which are numbers: the upper bounds of buckets. Each
+// column is one moment.
+func bucketsOverTime(unit string) heatmapPanel {
 	return heatmapPanel{heatmap.NewPanelBuilder().
 		Calculate(false).
 		Color(heatmap.NewHeatmapColorOptionsBuilder().
