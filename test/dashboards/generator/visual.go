@@ -28,17 +28,21 @@ func bigNumber() *stat.PanelBuilder {
 		JustifyMode(common.BigValueJustifyModeCenter).
 		TextMode(common.BigValueTextModeValue).
 		Orientation(common.VizOrientationAuto).
-		Mappings(absent).
+		Mappings(mapped()).
 		ColorScheme(byLimit())
 }
 
-// absent makes a big number grey that nobody knows: Grafana gives it the colour of the lowest limit, here the green of all being well.
-var absent = []dashboard.ValueMapping{{SpecialValueMap: &dashboard.SpecialValueMap{
-	Type: dashboard.MappingTypeSpecialValue,
-	Options: dashboard.DashboardSpecialValueMapOptions{
-		Match: dashboard.SpecialValueMatchNullAndNan, Result: dashboard.ValueMappingResult{Text: new("No data"), Color: new(grey)},
-	},
-}}}
+// mapped adds values that have a text or colour of their own to the one which nobody knows: that is grey, where Grafana gives it the
+// colour of the lowest limit, here the green of all being well.
+func mapped(values ...dashboard.ValueMapping) []dashboard.ValueMapping {
+	absent := dashboard.ValueMapping{SpecialValueMap: &dashboard.SpecialValueMap{
+		Type: dashboard.MappingTypeSpecialValue,
+		Options: dashboard.DashboardSpecialValueMapOptions{
+			Match: dashboard.SpecialValueMatchNullAndNan, Result: dashboard.ValueMappingResult{Text: new("No data"), Color: new(grey)},
+		},
+	}}
+	return append([]dashboard.ValueMapping{absent}, values...)
+}
 
 // byLimit colours a value by the limits that it is past.
 func byLimit() *dashboard.FieldColorBuilder {
@@ -283,12 +287,12 @@ func (c Column) properties() []dashboard.DynamicConfigValue {
 
 // exactly maps single values to texts and colours.
 func exactly(results map[string]dashboard.ValueMappingResult) []dashboard.ValueMapping {
-	return append(absent, dashboard.ValueMapping{ValueMap: &dashboard.ValueMap{Type: dashboard.MappingTypeValueToText, Options: results}})
+	return mapped(dashboard.ValueMapping{ValueMap: &dashboard.ValueMap{Type: dashboard.MappingTypeValueToText, Options: results}})
 }
 
 // from maps a value and all above it.
 func from(least float64, result dashboard.ValueMappingResult) []dashboard.ValueMapping {
-	return append(absent, dashboard.ValueMapping{RangeMap: &dashboard.RangeMap{
+	return mapped(dashboard.ValueMapping{RangeMap: &dashboard.RangeMap{
 		Type:    dashboard.MappingTypeRangeToText,
 		Options: dashboard.DashboardRangeMapOptions{From: &least, To: new(math.MaxFloat64), Result: result},
 	}})
