@@ -22,7 +22,7 @@ func destinationsBoard() Board {
 					Description: "The share of the ephemeral ports that a new connect() to the worst destination can't use. \"At least\" is exact when no client binds a port before it connects. " +
 						"\"At most\" is right when all do: such a port is kept from every destination. At 100 % connect() fails with \"Cannot assign requested address\".\n\n" +
 						"It fails, and \"at least\" is low? The runbook of TCPBindPortsNearExhaustion tells how to prove who binds first.",
-					Cure: "Slow down the clients of that destination and let them reuse connections. The graph below tells since when; it helped when this falls: TIME_WAITs take a minute.",
+					Cure: "Slow down the clients of that destination and let them reuse connections. The graph below tells since when; it helped when this falls, once the TIME_WAITs that are there have ended.",
 					Unit: "percentunit", Width: quarter, Height: 5,
 					Draw: bigNumber().Min(0).Max(1).Decimals(0).TextMode(common.BigValueTextModeValueAndName).OverrideByName("at most", colour(grey)),
 					Queries: []Query{
@@ -92,7 +92,7 @@ func destinationsBoard() Board {
 					Title: "Ports held toward the worst destinations, by state",
 					Description: "Mostly time_wait: connections are opened and closed for each request, reuse them. Mostly established: a pool without a limit, or a slow backend. " +
 						"Mostly close_wait: the backend closed and our program did not. Mostly syn_sent: the backend does not answer.",
-					Cure: "It helped when the band falls: TIME_WAITs take a minute.",
+					Cure: "It helped when the band falls, once the TIME_WAITs that are there have ended.",
 					Unit: "short", Width: half, Height: 9,
 					Draw:     withStateColours(areas()),
 					Queries:  []Query{{Expr: `sum by (state) (tcp_destination_ports_used{@netns})`, Legend: "{{state}}"}},
@@ -195,7 +195,7 @@ func destinationsPanel() Panel {
 		Title: "The worst destinations, and what holds their ports",
 		Description: "\"In use\" is what a new connect() can't have: the ports held, less the TIME_WAITs that it may take over, plus those that are blocked for all. " +
 			"The other columns count ports by state.\n\ntime_wait: reuse connections. established: bound the client's pool. close_wait: close what the backend closed.",
-		Cure: "It helped when \"in use\" falls: TIME_WAITs take a minute.",
+		Cure: "It helped when \"in use\" falls, once the TIME_WAITs that are there have ended.",
 		Unit: "percentunit", Width: half, Height: 10,
 		Draw: draw, Queries: queries,
 		Limits: []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},

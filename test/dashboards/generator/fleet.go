@@ -208,7 +208,7 @@ func fleetDestinationsPanel() Panel {
 		Description: "\"Worst\" is the share of its ports that the worst machine can't use toward that destination; \"over half\" counts the namespaces which have used half of theirs; " +
 			"\"ports held\" is of all machines together. Click a destination for its machines, beside.\n\n" +
 			"One machine over half is that machine's client: let it reuse connections. Many are a backend that is slow, or one address where there should be more.",
-		Cure: "It helped when \"worst\" falls: TIME_WAITs take a minute.",
+		Cure: "It helped when \"worst\" falls, once the TIME_WAITs that are there have ended.",
 		Unit: "percentunit", Width: half, Height: 10,
 		Draw: draw, Queries: queries,
 		Limits: []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},
@@ -227,7 +227,7 @@ func destinationMachinesPanel() Panel {
 		Title: "Which machines hold ports toward $remote_ip port $remote_port?",
 		Description: "The machines that have used most of their ports toward the destination that is selected above: the worst one, or the one that was clicked beside. " +
 			"Click a machine for what holds them, and since when.",
-		Cure: "Slow down the clients on the worst of them. It helped when its row falls: TIME_WAITs take a minute.",
+		Cure: "Slow down the clients on the worst of them. It helped when its row falls, once the TIME_WAITs that are there have ended.",
 		Unit: "percentunit", Width: half, Height: 10,
 		Draw: draw, Queries: queries,
 		Limits: []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsNearExhaustion"},

@@ -19,7 +19,7 @@ func hostBoard() Board {
 					Description: "The share of the ephemeral ports that a new connect() to the worst destination, or a new bind() on the worst local IP, " +
 						"can't use. At 100 % that call fails with \"Cannot assign requested address\" or \"Address already in use\".\n\n" +
 						"Past the first limit connect() is already slow. See below which remote it is, and the destinations dashboard for the port it is on.",
-					Cure: "Slow down the clients of the worst destination and let them reuse connections. The graph of ports in use below tells since when; it helped when this falls: TIME_WAITs take a minute.",
+					Cure: "Slow down the clients of the worst destination and let them reuse connections. The graph of ports in use below tells since when; it helped when this falls, once the TIME_WAITs that are there have ended.",
 					Unit: "percentunit", Width: quarter, Height: 4,
 					Draw:     bigNumber().Min(0).Max(1).Decimals(0),
 					Queries:  []Query{{Expr: `max(tcp_ephemeral_port_utilisation_ratio{@netns,pool=~"connect|bind"})`, Instant: true}},
@@ -58,7 +58,7 @@ func hostBoard() Board {
 					Description: "TIME_WAIT sockets, as the kernel counts them, of net.ipv4.tcp_max_tw_buckets. Past it the kernel drops new ones at once: " +
 						"a late segment of the old connection then meets a reset, or a new connection.\n\n" +
 						"Look at who holds them before raising the limit.",
-					Cure: "Let those who hold them keep their connections open, or raise the limit if so many closes are right. The graph of TIME_WAIT below tells since when; it helped when this falls, a minute later.",
+					Cure: "Let those who hold them keep their connections open, or raise the limit if so many closes are right. The graph of TIME_WAIT below tells since when; it helped when this falls, once those that are there have ended.",
 					Unit: "percentunit", Width: quarter, Height: 4,
 					Draw:     bigNumber().Min(0).Max(1).Decimals(0),
 					Queries:  []Query{{Expr: `tcp_time_wait_sockets{@netns} / tcp_time_wait_limit{@netns}`, Instant: true}},
@@ -288,7 +288,7 @@ func remotesPanel() Panel {
 		Title: "Which remotes hold the connections?",
 		Description: "The remote IPs with the most connections, each way; \"other\" is exactly the rest. An IPv4 client of a dual-stack listener is here by its IPv4 address.\n\n" +
 			"Many time_wait outbound: our client does not reuse its connections to that remote. Many close_wait: our program does not close them.",
-		Cure: "It helped when the number of that remote falls: TIME_WAITs take a minute.",
+		Cure: "It helped when the number of that remote falls, once the TIME_WAITs that are there have ended.",
 		Unit: "short", Width: half, Height: 10,
 		Draw: draw, Queries: queries,
 		Runbooks: []string{"TCPTimeWaitOneRemote"},
