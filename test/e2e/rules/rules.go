@@ -21,8 +21,9 @@ type File struct {
 
 // Group is a group of rules that are evaluated one after the other.
 type Group struct {
-	Name  string `yaml:"name"`
-	Rules []Rule `yaml:"rules"`
+	Name     string         `yaml:"name"`
+	Interval model.Duration `yaml:"interval,omitempty"`
+	Rules    []Rule         `yaml:"rules"`
 }
 
 // Rule is a recording rule, with Record, or an alert, with Alert.
@@ -69,12 +70,12 @@ func (f File) All() []Rule {
 	return all
 }
 
-// Faster returns a copy in which everything happens factor times sooner: for, keep_firing_for, ranges, offsets,
+// Faster returns a copy in which everything happens factor times sooner: interval, for, keep_firing_for, ranges, offsets,
 // and how far predict_linear looks ahead. Thresholds, which are shares, stay as they are.
 func (f File) Faster(factor int) (File, error) {
 	faster := File{Groups: make([]Group, len(f.Groups))}
 	for i, g := range f.Groups {
-		faster.Groups[i] = Group{Name: g.Name, Rules: make([]Rule, len(g.Rules))}
+		faster.Groups[i] = Group{Name: g.Name, Interval: g.Interval / model.Duration(factor), Rules: make([]Rule, len(g.Rules))}
 		for j, r := range g.Rules {
 			expr, err := fasterExpr(r.Expr, factor)
 			if err != nil {

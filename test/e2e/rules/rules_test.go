@@ -35,9 +35,12 @@ func TestFaster(t *testing.T) {
 		Alert: "A", Expr: "a", For: model.Duration(2 * time.Minute), KeepFiringFor: model.Duration(5 * time.Minute),
 		Annotations: map[string]string{"description": `[note] {{ query "max_over_time(a[5m])" }}`},
 	}
-	faster, err := File{Groups: []Group{{Rules: []Rule{rule}}}}.Faster(30)
+	faster, err := File{Groups: []Group{{Interval: model.Duration(time.Minute), Rules: []Rule{rule}}}}.Faster(30)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if interval := faster.Groups[0].Interval; interval != model.Duration(2*time.Second) {
+		t.Errorf("interval %s, want 2s", interval)
 	}
 	got := faster.All()[0]
 	if got.For != model.Duration(4*time.Second) || got.KeepFiringFor != model.Duration(10*time.Second) {
