@@ -3,19 +3,15 @@ package main
 import (
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/alecthomas/kingpin/v2"
-	"github.com/go-kit/log"
-	"github.com/go-kit/log/level"
 	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
 	"github.com/prometheus/exporter-toolkit/web/kingpinflag"
-	sloggokit "github.com/tjhop/slog-gokit"
 
 	"timewait_exporter/collector"
 	"timewait_exporter/docs/runbooks"
@@ -157,20 +153,4 @@ func checkListenAddress(address string) error {
 		return fmt.Errorf("address %s: %q is not a port", address, port)
 	}
 	return nil
-}
-
-// newLoggers returns the program's logger, and one that writes the same way for
-// libraries that want slog.
-func newLoggers(cfg *config, w io.Writer) (log.Logger, *slog.Logger) {
-	base := log.NewLogfmtLogger(log.NewSyncWriter(w))
-	if cfg.logFormat == "json" {
-		base = log.NewJSONLogger(log.NewSyncWriter(w))
-	}
-	var slogLevel slog.LevelVar
-	// The names are those of kingpin's enum, which both libraries know.
-	_ = slogLevel.UnmarshalText([]byte(cfg.logLevel))
-
-	logger := level.NewFilter(base, level.Allow(level.ParseDefault(cfg.logLevel, level.InfoValue())))
-	logger = log.With(logger, "time", log.DefaultTimestampUTC, "caller", log.DefaultCaller)
-	return logger, slog.New(sloggokit.NewGoKitHandler(base, &slogLevel))
 }

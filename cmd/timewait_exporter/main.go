@@ -8,14 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
 	"syscall"
 
-	"github.com/go-kit/log"
 	"github.com/go-kit/log/level"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -46,7 +44,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "%s: error: %v, try --help\n", name, err)
 		return 2
 	}
-	logger, toolkitLogger := newLoggers(cfg, stderr)
+	loggers := newLoggers(cfg, stderr)
+	logger := loggers.program
 	ns := cfg.collector.Namespace
 	level.Info(logger).Log("msg", "starting", "version", versioninfo.Info(), "build", versioninfo.BuildContext())
 	level.Info(logger).Log("msg", "reading network namespace", "netns", ns.Name, "path", ns.Dir, "own_sysctls", ns.OwnSysctls)
@@ -60,7 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	if err := serve(ctx, cfg, registry, logger, toolkitLogger); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := serve(ctx, cfg, registry, loggers); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		level.Error(logger).Log("msg", "serving failed", "err", err)
 		return 1
 	}
@@ -68,14 +67,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-func serve(ctx context.Context, cfg *config, registry *prometheus.Registry, logger log.Logger, toolkitLogger *slog.Logger) error {
-	c, err := collector.New(ctx, cfg.collector, logger)
+func serve(ctx context.Context, cfg *config, registry *prometheus.Registry, loggers loggers) error {
+	c, err := collector.New(ctx, cfg.collector, loggers.collector)
 	if err != nil {
 		return err
 	}
-	s, err := newServer(cfg, registry, c, logger)
+	s, err := newServer(cfg, registry, c, loggers.web)
 	if err != nil {
 		return err
 	}
-	return s.serve(ctx, cfg.web, toolkitLogger)
+	return s.serve(ctx, cfg.web, loggers.toolkit)
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/go-kit/log"
-	"github.com/go-kit/log/level"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/version"
@@ -23,7 +22,10 @@ import (
 const (
 	// defaultScrapeTimeout is Prometheus's own, for clients that don't say.
 	defaultScrapeTimeout = 10 * time.Second
-	maxScrapeTimeout     = time.Minute
+	// minScrapeTimeout is enough for the table of an ordinary host, and less than any
+	// Prometheus waits.
+	minScrapeTimeout = 250 * time.Millisecond
+	maxScrapeTimeout = time.Minute
 	// stopTimeout leaves requests under way the time to end; all is over within
 	// 5 s of the signal.
 	stopTimeout = 4 * time.Second
@@ -55,7 +57,7 @@ func newServer(cfg *config, registry *prometheus.Registry, c *collector.Collecto
 		return nil, err
 	}
 	s := &server{}
-	errorLog := stdlog.New(log.NewStdlibAdapter(level.Error(logger)), "", 0)
+	errorLog := newErrorLog(logger)
 	mux := http.NewServeMux()
 	mux.Handle("/{$}", landing)
 	mux.Handle(cfg.telemetryPath, promhttp.InstrumentMetricHandler(registry,
@@ -107,7 +109,9 @@ func (s *server) serve(ctx context.Context, flags *web.FlagConfig, logger *slog.
 func metricsHandler(registry *prometheus.Registry, c *collector.Collector, errorLog *stdlog.Logger) http.Handler {
 	opts := promhttp.HandlerOpts{ErrorLog: errorLog, EnableOpenMetrics: true}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), scrapeTimeout(r.Header))
+		// A client that has sent all it has to say may close its half of the connection,
+		// which net/http takes for a client that has gone (golang.org/issue/18527).
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), scrapeTimeout(r.Header))
 		defer cancel()
 		// The context has no other way to the collector than a registry of its own.
 		scrape := prometheus.NewRegistry()
@@ -123,7 +127,7 @@ func scrapeTimeout(header http.Header) time.Duration {
 	if seconds, err := strconv.ParseFloat(header.Get("X-Prometheus-Scrape-Timeout-Seconds"), 64); err == nil && seconds > 0 {
 		timeout = time.Duration(min(seconds, maxScrapeTimeout.Seconds()) * float64(time.Second))
 	}
-	return timeout - min(timeout/10, 500*time.Millisecond)
+	return max(minScrapeTimeout, timeout-min(timeout/10, 500*time.Millisecond))
 }
 
 // limitRequests refuses requests beyond limit at the same time; 0 is no limit.
