@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-kit/log"
@@ -42,34 +44,70 @@ type Config struct {
 const (
 	// locals is how many local IPs get series of their own.
 	locals = 20
-	// probeTimeout bounds the try at start whether sock_diag works.
-	probeTimeout = 2 * time.Second
 	// netlinkPause is how long SourceAuto reads procfs after netlink has failed.
 	netlinkPause = time.Minute
 )
 
 // Collector reads the kernel on every scrape. Scrapes may come at the same time:
-// they share one read.
+// they share one reading.
 type Collector struct {
-	cfg    Config
-	logger log.Logger
+	cfg        Config
+	logger     log.Logger
+	kernel     []*kernelPart
+	hasDiag    bool // sock_diag works and shows the namespace
+	useNetlink bool // it is a source of the table
 
-	ports     flight[*pool]
-	kernel    []kernelPart
-	kernels   []flight[samples] // one for each of them
-	listeners flight[*listening]
-	sockets   flight[samples]
+	mu      sync.Mutex
+	reading *reading // under way, nil if none is
 
-	// diag is nil where sock_diag does not work or shows another namespace; it
-	// belongs to the call that listeners has under way.
-	diag *tcptable.SockDiag
-	// What belongs to the call that sockets has under way.
-	tally        *tally
-	procfs       tcptable.Source
-	netlink      tcptable.Source // nil if it is not to be used
-	netlinkAfter time.Time
+	netlinkAfter atomic.Int64 // when SourceAuto tries netlink again, in ns of Unix time
+
+	ports, listeners, sockets hung // calls of those parts
+
+	// What a call needs for itself, kept for the next one.
+	diags   spare[*tcptable.SockDiag]
+	walkers spare[*walker]
 
 	rows, malformed *prometheus.CounterVec
+}
+
+// walker walks the table. It is not for concurrent use, and keeps its memory.
+type walker struct {
+	tally           *tally
+	procfs, netlink tcptable.Source // netlink is nil if it is not to be used
+}
+
+func (c *Collector) newWalker() *walker {
+	w := &walker{
+		tally:  newTally(c.cfg.RemotePrefixIPv4, c.cfg.RemotePrefixIPv6),
+		procfs: tcptable.NewProcNet(c.cfg.Namespace.Dir),
+	}
+	if c.useNetlink {
+		w.netlink = tcptable.NewSockDiag()
+	}
+	return w
+}
+
+// spare keeps a value that is not in use, so that at most as many exist as are used
+// at the same time.
+type spare[T any] chan T
+
+// take returns the spare value, or a new one.
+func (s spare[T]) take(make func() T) T {
+	select {
+	case v := <-s:
+		return v
+	default:
+		return make()
+	}
+}
+
+// put gives a value back. One spare value is enough.
+func (s spare[T]) put(v T) {
+	select {
+	case s <- v:
+	default:
+	}
 }
 
 // New returns the Collector of a network namespace. It asks the kernel whether
@@ -81,50 +119,44 @@ func New(ctx context.Context, cfg Config, logger log.Logger) (*Collector, error)
 	c := &Collector{
 		cfg:       cfg,
 		logger:    logger,
-		tally:     newTally(cfg.RemotePrefixIPv4, cfg.RemotePrefixIPv6),
-		procfs:    tcptable.NewProcNet(cfg.Namespace.Dir),
 		kernel:    kernel{cfg.ProcRoot, cfg.Namespace}.parts(),
+		diags:     make(spare[*tcptable.SockDiag], 1),
+		walkers:   make(spare[*walker], 1),
 		rows:      counter(rowsRead),
 		malformed: counter(malformedRows),
 	}
-	c.kernels = make([]flight[samples], len(c.kernel))
 	for t := range tcptable.NumTables {
 		c.rows.WithLabelValues(t.String())
 		c.malformed.WithLabelValues(t.String())
 	}
+	pool := begin(ctx, minSmallTimeout, &c.ports, c.readPool)
 	if err := c.probe(ctx); err != nil {
 		if cfg.Source == SourceNetlink {
 			return nil, err
 		}
 		level.Info(logger).Log("msg", "no limits of accept queues", "reason", err)
+	} else {
+		c.hasDiag = true
 	}
-	if c.diag != nil && cfg.Source != SourceProcfs {
-		c.netlink = tcptable.NewSockDiag()
-	}
+	c.useNetlink = c.hasDiag && cfg.Source != SourceProcfs
 	source := SourceProcfs
-	if c.netlink != nil {
+	if c.useNetlink {
 		source = SourceNetlink
 	}
 	level.Info(logger).Log("msg", "reading the socket table", "source", source, "wanted", cfg.Source)
-	if pool, err := c.readPool(ctx); cfg.Namespace.OwnSysctls && pool == nil && err == nil {
+	if pool, _, err := pool.wait(ctx); cfg.Namespace.OwnSysctls && pool == nil && err == nil {
 		level.Warn(logger).Log("msg", "no net sysctls can be seen here, so limits and port utilisation are left out; is ProcSubset=pid set, or do they not exist in this sandbox?", "path", filepath.Join(cfg.ProcRoot, "sys/net"))
 	}
 	return c, nil
 }
 
-// probe sets diag if sock_diag answers for the namespace.
+// probe asks whether sock_diag answers for the namespace.
 func (c *Collector) probe(ctx context.Context) error {
 	if !c.cfg.Namespace.Own {
 		return fmt.Errorf("sock_diag shows the network namespace of this process, and %s is of another one", c.cfg.Namespace.Dir)
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	diag := tcptable.NewSockDiag()
-	if _, err := readListening(ctx, diag); err != nil {
-		return err
-	}
-	c.diag = diag
-	return nil
+	_, _, err := begin(ctx, smallTimeout, &c.listeners, c.readListening).wait(ctx)
+	return err
 }
 
 // WithContext returns the Collector as a prometheus.Collector whose reads end
@@ -150,39 +182,24 @@ func (s scrape) Describe(ch chan<- *prometheus.Desc) {
 func (s scrape) Collect(ch chan<- prometheus.Metric) {
 	var out samples
 	ns := s.cfg.Namespace
+	r := s.read(s.ctx)
 	sysctls := "other"
-	var pool *pool
-	if ns.OwnSysctls {
+	if r.ports != nil {
 		sysctls = "same"
-		s.part(&out, "ports", func() (samples, error) {
-			var err error
-			pool, err = s.ports.do(s.ctx, s.readPool)
-			if pool == nil {
-				sysctls = "none"
-				return nil, err
-			}
-			var told samples
-			told.add(timeWaitDuration, pool.timeWait.Seconds(), ns.Name)
-			return told, nil
-		})
+		if pool := add(s, &out, "ports", r.ports); pool != nil {
+			out.add(timeWaitDuration, pool.timeWait.Seconds(), ns.Name)
+		} else {
+			sysctls = "none"
+		}
 	}
 	out.add(netnsInfo, 1, ns.Name, ns.Dir, sysctls)
-	for i, k := range s.kernel {
-		s.part(&out, k.name, func() (samples, error) { return s.kernels[i].do(s.ctx, k.read) })
+	if r.listeners != nil {
+		add(s, &out, "listeners", r.listeners)
 	}
-	l := new(listening)
-	if s.diag != nil {
-		s.part(&out, "listeners", func() (samples, error) {
-			told, err := s.listeners.do(s.ctx, func(ctx context.Context) (*listening, error) { return readListening(ctx, s.diag) })
-			if err == nil {
-				l = told
-			}
-			return nil, err
-		})
+	for i, part := range s.kernel {
+		out = append(out, add(s, &out, part.name, r.kernel[i])...)
 	}
-	s.part(&out, "sockets", func() (samples, error) {
-		return s.sockets.do(s.ctx, func(ctx context.Context) (samples, error) { return s.walk(ctx, pool, l) })
-	})
+	out = append(out, add(s, &out, "sockets", r.sockets)...)
 	for _, m := range out {
 		ch <- m
 	}
@@ -190,10 +207,10 @@ func (s scrape) Collect(ch chan<- prometheus.Metric) {
 	s.malformed.Collect(ch)
 }
 
-// part adds what read returns, and how that went.
-func (s scrape) part(out *samples, name string, read func() (samples, error)) {
-	start := time.Now()
-	part, err := read()
+// add waits for a part, adds how that went, and returns what was read. What went
+// wrong is logged once, however many scrapes share it.
+func add[T any](s scrape, out *samples, name string, part *call[T]) T {
+	value, took, err := part.wait(s.ctx)
 	success := 1.0
 	if err != nil {
 		success = 0
@@ -201,41 +218,58 @@ func (s scrape) part(out *samples, name string, read func() (samples, error)) {
 		if errors.Is(err, context.Canceled) { // whoever asked has gone: nothing is wrong here
 			at = level.Debug
 		}
-		at(s.logger).Log("msg", "reading failed, its metrics are left out of this scrape", "collector", name, "netns", s.cfg.Namespace.Name, "err", err)
+		tell := func() {
+			at(s.logger).Log("msg", "reading failed, its metrics are left out of this scrape", "collector", name, "netns", s.cfg.Namespace.Name, "err", err)
+		}
+		if s.ctx.Err() == nil {
+			part.logged.Do(tell)
+		} else {
+			tell()
+		}
 	}
-	*out = append(*out, part...)
 	out.add(collectorSuccess, success, s.cfg.Namespace.Name, name)
-	out.add(collectorDuration, time.Since(start).Seconds(), s.cfg.Namespace.Name, name)
+	out.add(collectorDuration, took.Seconds(), s.cfg.Namespace.Name, name)
+	return value
 }
 
 func (c *Collector) readPool(ctx context.Context) (*pool, error) {
 	return readPool(ctx, c.cfg.ProcRoot)
 }
 
+func (c *Collector) readListening(ctx context.Context) (*listening, error) {
+	diag := c.diags.take(tcptable.NewSockDiag)
+	defer c.diags.put(diag)
+	return readListening(ctx, diag)
+}
+
 // walk reads the socket table and counts it. A netlink that fails is tried once
 // more before the walk fails or, with SourceAuto, procfs is read instead.
 func (c *Collector) walk(ctx context.Context, p *pool, l *listening) (samples, error) {
+	w := c.walkers.take(c.newWalker)
+	defer c.walkers.put(w)
+	if l == nil {
+		l = new(listening)
+	}
 	type try struct {
 		name   string
 		source tcptable.Source
 	}
-	tries := []try{{SourceProcfs, c.procfs}}
-	if c.netlink != nil && time.Now().After(c.netlinkAfter) {
-		tries = []try{{SourceNetlink, c.netlink}, {SourceNetlink, c.netlink}}
+	tries := []try{{SourceProcfs, w.procfs}}
+	if c.useNetlink && time.Now().UnixNano() > c.netlinkAfter.Load() {
+		tries = []try{{SourceNetlink, w.netlink}, {SourceNetlink, w.netlink}}
 		if c.cfg.Source == SourceAuto {
-			tries = append(tries, try{SourceProcfs, c.procfs})
+			tries = append(tries, try{SourceProcfs, w.procfs})
 		}
 	}
 	for i, t := range tries {
-		err := c.count(ctx, t.source, p, l)
+		err := c.count(ctx, w.tally, t.source, p, l)
 		if err == nil {
-			if t.name == SourceNetlink && !c.netlinkAfter.IsZero() {
-				c.netlinkAfter = time.Time{}
+			if t.name == SourceNetlink && c.netlinkAfter.Swap(0) != 0 {
 				level.Info(c.logger).Log("msg", "reading the socket table again", "source", t.name)
 			}
 			var out samples
 			out.add(sourceInfo, 1, c.cfg.Namespace.Name, t.name)
-			return append(out, c.tally.samples(c.cfg.Namespace.Name, exported{
+			return append(out, w.tally.samples(c.cfg.Namespace.Name, exported{
 				remotes: c.cfg.Remotes, destinations: c.cfg.Destinations, listeners: c.cfg.Listeners, locals: locals,
 			}, l.queues)...), nil
 		}
@@ -245,7 +279,7 @@ func (c *Collector) walk(ctx context.Context, p *pool, l *listening) (samples, e
 		next := tries[i+1].name
 		level.Warn(c.logger).Log("msg", "reading the socket table failed, trying again", "source", t.name, "next", next, "err", err)
 		if next != t.name {
-			c.netlinkAfter = time.Now().Add(netlinkPause)
+			c.netlinkAfter.Store(time.Now().Add(netlinkPause).UnixNano())
 		}
 	}
 	return nil, errors.New("no source")
@@ -253,8 +287,7 @@ func (c *Collector) walk(ctx context.Context, p *pool, l *listening) (samples, e
 
 // count walks the table once. Half of it would look like a quiet machine, so an
 // error leaves nothing.
-func (c *Collector) count(ctx context.Context, source tcptable.Source, p *pool, l *listening) error {
-	t := c.tally
+func (c *Collector) count(ctx context.Context, t *tally, source tcptable.Source, p *pool, l *listening) error {
 	t.reset(p)
 	t.v6Only = l.v6Only
 	defer func() {

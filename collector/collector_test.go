@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/go-kit/log"
-	"github.com/go-kit/log/level"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,49 +68,16 @@ func newLogged(t testing.TB, cfg Config) (*Collector, *lines) {
 // TestCollectParts has each part fail alone: its metrics are gone, the others are
 // there, and the log says which file it was.
 func TestCollectParts(t *testing.T) {
-	metrics := map[string]string{ // one that tells that a part is there
-		"ports": "tcp_ephemeral_ports", "sockets": "tcp_connections", "sockstat": "tcp_orphans", "snmp": "tcp_active_opens_total",
-		"netstat": "tcp_aborts_total", "sysctls": "tcp_time_wait_limit", "file-nr": "kernel_file_handles",
-	}
 	f := func(part, file, text string) {
 		t.Helper()
 		root := writeProc(t)
 		c, out := newLogged(t, fixture(t, root))
-		good := gather(t, c.WithContext(t.Context()))
-		for name, metric := range metrics {
-			good.want(t, 1, "timewait_exporter_collector_success", "collector", name)
-			if len(good.family(metric)) == 0 {
-				t.Errorf("%s has no %s", name, metric)
-			}
-		}
+		wantParts(t, gather(t, c.WithContext(t.Context())), "")
 		if text := out.take(); text != "" {
 			t.Errorf("logged without an error: %s", text)
 		}
-
 		writeFile(t, filepath.Join(root, file), text)
-		bad := gather(t, c.WithContext(t.Context()))
-		for name, metric := range metrics {
-			success, there := 1., true
-			if name == part {
-				success, there = 0, false
-			}
-			bad.want(t, success, "timewait_exporter_collector_success", "collector", name)
-			if part == "sockets" && name == "ports" {
-				there = false // it is of use with the sockets only
-			}
-			if got := len(bad.family(metric)) > 0; got != there {
-				t.Errorf("%s failed: is there %s of %s? %v", part, metric, name, got)
-			}
-		}
-		sysctls := "same"
-		if part == "ports" {
-			sysctls = "none" // what can't be read is nobody's
-		}
-		good.want(t, 1, "timewait_exporter_netns_info", "sysctls", "same")
-		bad.want(t, 1, "timewait_exporter_netns_info", "sysctls", sysctls)
-		if n := len(bad.series("timewait_exporter_collector_duration_seconds")); n != len(metrics) {
-			t.Errorf("%d durations", n)
-		}
+		wantParts(t, gather(t, c.WithContext(t.Context())), part)
 		logged := out.take()
 		if strings.Count(logged, "\n") != 1 || !strings.Contains(logged, filepath.Base(file)) || !strings.Contains(logged, "collector="+part) || !strings.Contains(logged, "level=error") {
 			t.Errorf("logged: %s", logged)
@@ -120,7 +86,9 @@ func TestCollectParts(t *testing.T) {
 	f("ports", "sys/net/ipv4/ip_local_port_range", "40009\t40000\n")
 	f("ports", "sys/net/ipv4/ip_local_reserved_ports", "x\n")
 	f("sockstat", "net/sockstat", "TCP: tw\n")
+	f("sockstat", "net/sockstat", "TCP: tw 1\nTCP: tw 1\n")
 	f("snmp", "net/snmp", "Tcp: A\n")
+	f("snmp", "net/snmp", "Tcp: ActiveOpens ActiveOpens\nTcp: 1 1\n")
 	f("netstat", "net/netstat", "TcpExt: A\n")
 	f("sysctls", "sys/net/ipv4/tcp_max_tw_buckets", "none\n")
 	f("file-nr", "sys/fs/file-nr", "none\n")
@@ -236,84 +204,6 @@ func TestCollectNamesNetns(t *testing.T) {
 				}
 			}
 		}
-	}
-}
-
-// TestCollectHangs has a table of which no byte comes: each scrape ends at its
-// deadline and shows what else there is, and when the table is back so are its
-// metrics.
-func TestCollectHangs(t *testing.T) {
-	root := writeProc(t)
-	path := filepath.Join(root, "net/tcp")
-	c, out := newLogged(t, fixture(t, root))
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	const timeout = 200 * time.Millisecond
-	for range 3 {
-		start := time.Now()
-		ctx, cancel := context.WithTimeout(t.Context(), timeout)
-		p := gather(t, c.WithContext(ctx))
-		if took := time.Since(start); took < timeout || took > timeout+5*time.Second {
-			t.Errorf("the scrape ended after %v", took)
-		}
-		cancel()
-		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
-		p.want(t, 1, "timewait_exporter_collector_success", "collector", "file-nr")
-		p.want(t, 1600, "kernel_file_handles")
-		p.wantNone(t, "tcp_connections")
-		if logged := out.take(); !strings.Contains(logged, "deadline exceeded") || strings.Count(logged, "\n") != 1 {
-			t.Errorf("logged: %s", logged)
-		}
-	}
-
-	// A new table takes the place of the one that somebody still reads; and that one
-	// ends.
-	writer, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatalf("nobody reads the table: %v", err)
-	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, path, tableHeader+oneListener)
-	writer.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	p := gather(t, c.WithContext(ctx))
-	if p.sum("timewait_exporter_collector_success", "collector", "sockets") == 0 {
-		// It shared the read that was about to fail.
-		p = gather(t, c.WithContext(ctx))
-	}
-	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
-	p.want(t, 1, "tcp_connections")
-}
-
-// TestCollectCanceled has whoever scrapes go while the table hangs: no error, so no
-// error in the log.
-func TestCollectCanceled(t *testing.T) {
-	root := writeProc(t)
-	path := filepath.Join(root, "net/tcp")
-	var out lines
-	c, err := New(t.Context(), fixture(t, root), level.NewFilter(log.NewLogfmtLogger(&out), level.AllowInfo()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	out.take()
-	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(50*time.Millisecond, cancel)
-	gather(t, c.WithContext(ctx)).want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
-	if logged := out.take(); logged != "" {
-		t.Errorf("logged: %s", logged)
 	}
 }
 

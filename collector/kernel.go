@@ -23,17 +23,18 @@ type kernel struct {
 type kernelPart struct {
 	name string // its collector label
 	read func(context.Context) (samples, error)
+	hung hung
 }
 
-func (k kernel) parts() []kernelPart {
-	parts := []kernelPart{
-		{"sockstat", k.sockstat},
-		{"snmp", k.snmp},
-		{"netstat", k.netstat},
-		{"file-nr", k.fileNr},
+func (k kernel) parts() []*kernelPart {
+	parts := []*kernelPart{
+		{name: "sockstat", read: k.sockstat},
+		{name: "snmp", read: k.snmp},
+		{name: "netstat", read: k.netstat},
+		{name: "file-nr", read: k.fileNr},
 	}
 	if k.ns.OwnSysctls {
-		parts = append(parts, kernelPart{"sysctls", k.sysctls})
+		parts = append(parts, &kernelPart{name: "sysctls", read: k.sysctls})
 	}
 	return parts
 }

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,14 +20,13 @@ import (
 type scripted struct {
 	walks    []func(yield func(tcptable.Socket, error) bool)
 	sockets  []tcptable.Socket
-	attempts int // walks so far
+	attempts atomic.Int32 // walks so far
 }
 
 func (s *scripted) Sockets(context.Context) iter.Seq2[tcptable.Socket, error] {
 	return func(yield func(tcptable.Socket, error) bool) {
-		s.attempts++
-		if s.attempts <= len(s.walks) {
-			s.walks[s.attempts-1](yield)
+		if n := int(s.attempts.Add(1)); n <= len(s.walks) {
+			s.walks[n-1](yield)
 			return
 		}
 		s.yieldSockets(yield)
@@ -66,7 +66,8 @@ func newScripted(t *testing.T, source string) (c *Collector, netlink, procfs *sc
 	netlink = &scripted{sockets: sockets("tcp listen 0.0.0.0:80 0.0.0.0:0",
 		"tcp established 10.0.0.1:80 10.0.0.2:4000", "tcp established 10.0.0.1:80 10.0.0.3:4000", "tcp established 10.0.0.1:80 10.0.0.4:4000")}
 	procfs = &scripted{sockets: sockets("tcp established 10.0.0.1:4000 10.0.0.9:443")}
-	c.netlink, c.procfs = netlink, procfs
+	c.useNetlink = source != SourceProcfs
+	c.walkers.put(&walker{tally: newTally(32, 128), netlink: netlink, procfs: procfs})
 	return c, netlink, procfs, out
 }
 
@@ -109,12 +110,12 @@ func TestSourceRetries(t *testing.T) {
 	for _, source := range []string{SourceNetlink, SourceAuto} {
 		c, netlink, procfs, out := newScripted(t, source)
 		wantSource(t, c, out, SourceNetlink)
-		netlink.attempts = 0
+		netlink.attempts.Store(0)
 		netlink.failThen(errOverrun)
 		wantSource(t, c, out, SourceNetlink, "level=warn source=netlink next=netlink overrun")
 		wantSource(t, c, out, SourceNetlink)
-		if netlink.attempts != 3 || procfs.attempts != 0 {
-			t.Errorf("%s: %d walks by netlink and %d of procfs, want 3 and 0", source, netlink.attempts, procfs.attempts)
+		if netlink.attempts.Load() != 3 || procfs.attempts.Load() != 0 {
+			t.Errorf("%s: %d walks by netlink and %d of procfs, want 3 and 0", source, netlink.attempts.Load(), procfs.attempts.Load())
 		}
 	}
 }
@@ -126,13 +127,13 @@ func TestSourceFallsBack(t *testing.T) {
 	netlink.failThen(errOverrun, errOverrun, errOverrun, errOverrun)
 	f := func() {
 		t.Helper()
-		attempts := netlink.attempts
+		attempts := netlink.attempts.Load()
 		before := time.Now()
 		wantSource(t, c, out, SourceProcfs, "level=warn source=netlink next=netlink overrun", "level=warn source=netlink next=procfs overrun")
-		if netlink.attempts != attempts+2 {
-			t.Errorf("%d walks by netlink, want 2", netlink.attempts-attempts)
+		if netlink.attempts.Load() != attempts+2 {
+			t.Errorf("%d walks by netlink, want 2", netlink.attempts.Load()-attempts)
 		}
-		if pause := c.netlinkAfter.Sub(before); pause < netlinkPause || pause > netlinkPause+10*time.Second {
+		if pause := time.Unix(0, c.netlinkAfter.Load()).Sub(before); pause < netlinkPause || pause > netlinkPause+10*time.Second {
 			t.Errorf("netlink is left alone for %v, want %v", pause, netlinkPause)
 		}
 	}
@@ -141,16 +142,16 @@ func TestSourceFallsBack(t *testing.T) {
 		wantSource(t, c, out, SourceProcfs)
 	}
 	// The pause is over, but netlink is not well yet.
-	c.netlinkAfter = time.Now().Add(-time.Millisecond)
+	c.netlinkAfter.Store(time.Now().Add(-time.Millisecond).UnixNano())
 	f()
 	wantSource(t, c, out, SourceProcfs)
-	c.netlinkAfter = time.Now().Add(-time.Millisecond)
+	c.netlinkAfter.Store(time.Now().Add(-time.Millisecond).UnixNano())
 	wantSource(t, c, out, SourceNetlink, "level=info source=netlink")
 	for range 2 {
 		wantSource(t, c, out, SourceNetlink)
 	}
-	if netlink.attempts != 4+3 || procfs.attempts != 6 {
-		t.Errorf("%d walks by netlink and %d of procfs, want 7 and 6", netlink.attempts, procfs.attempts)
+	if netlink.attempts.Load() != 4+3 || procfs.attempts.Load() != 6 {
+		t.Errorf("%d walks by netlink and %d of procfs, want 7 and 6", netlink.attempts.Load(), procfs.attempts.Load())
 	}
 }
 
@@ -161,8 +162,8 @@ func TestSourceOnlyNetlink(t *testing.T) {
 	netlink.failThen(errOverrun, errOverrun)
 	wantSource(t, c, out, "", "level=warn source=netlink next=netlink overrun", "level=error collector=sockets overrun")
 	wantSource(t, c, out, SourceNetlink)
-	if procfs.attempts != 0 {
-		t.Errorf("procfs was read %d times", procfs.attempts)
+	if procfs.attempts.Load() != 0 {
+		t.Errorf("procfs was read %d times", procfs.attempts.Load())
 	}
 }
 
@@ -180,12 +181,11 @@ func TestSourceBothFail(t *testing.T) {
 // moment.
 func TestSourceOnlyProcfs(t *testing.T) {
 	c, _, procfs, out := newScripted(t, SourceProcfs)
-	c.netlink = nil // as New leaves it
 	procfs.failThen(errors.New("tcp: no such table"))
 	wantSource(t, c, out, "", "level=error collector=sockets tcp: table")
 	wantSource(t, c, out, SourceProcfs)
-	if procfs.attempts != 2 {
-		t.Errorf("%d walks, want 2", procfs.attempts)
+	if procfs.attempts.Load() != 2 {
+		t.Errorf("%d walks, want 2", procfs.attempts.Load())
 	}
 }
 
@@ -193,14 +193,13 @@ func TestSourceOnlyProcfs(t *testing.T) {
 // a scrape that nobody waits for any more, and netlink is not to blame.
 func TestSourceDeadline(t *testing.T) {
 	c, netlink, procfs, out := newScripted(t, SourceAuto)
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
 	walked := make(chan struct{})
 	netlink.walks = append(netlink.walks, func(yield func(tcptable.Socket, error) bool) {
 		defer close(walked)
-		cancel()
-		// flight passes the end of the scrape on in its own time.
-		time.Sleep(100 * time.Millisecond)
-		yield(tcptable.Socket{}, context.Canceled)
+		<-ctx.Done() // a reading ends before
+		yield(tcptable.Socket{}, context.DeadlineExceeded)
 	})
 	p := gather(t, c.WithContext(ctx))
 	p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
@@ -210,8 +209,8 @@ func TestSourceDeadline(t *testing.T) {
 		t.Errorf("another try: %s", text)
 	}
 	wantSource(t, c, out, SourceNetlink)
-	if netlink.attempts != 2 || procfs.attempts != 0 {
-		t.Errorf("%d walks by netlink and %d of procfs, want 2 and 0", netlink.attempts, procfs.attempts)
+	if netlink.attempts.Load() != 2 || procfs.attempts.Load() != 0 {
+		t.Errorf("%d walks by netlink and %d of procfs, want 2 and 0", netlink.attempts.Load(), procfs.attempts.Load())
 	}
 }
 
@@ -249,7 +248,7 @@ func TestNewNetlink(t *testing.T) {
 			}
 			t.Fatal(err)
 		}
-		if c.diag == nil {
+		if !c.hasDiag {
 			continue // SourceNetlink says why
 		}
 		if text := out.take(); !strings.Contains(text, "source=netlink wanted="+source) {

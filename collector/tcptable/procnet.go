@@ -12,18 +12,23 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
+	"time"
+
+	"timewait_exporter/collector/kernelstat"
 )
 
 // ProcNet is the Source that parses net/tcp and net/tcp6 of a proc file system.
 type ProcNet struct {
 	dir    string
 	tables [NumTables]tableReader
+	asides chan struct{} // has a token for each aside that has not returned
 }
 
 // NewProcNet returns the Source for the tables in dir, for example
 // /proc/self/net. It reads nothing yet.
 func NewProcNet(dir string) *ProcNet {
-	p := &ProcNet{dir: dir}
+	p := &ProcNet{dir: dir, asides: make(chan struct{}, 1)}
 	for t := range NumTables {
 		p.tables[t] = newTableReader(t, filepath.Join(dir, t.String()))
 	}
@@ -35,7 +40,7 @@ func NewProcNet(dir string) *ProcNet {
 // reading on.
 func (p *ProcNet) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 	return func(yield func(Socket, error) bool) {
-		stat := readSockstat(ctx, p.dir)
+		stat := aside(ctx, p, func(ctx context.Context) sockstat { return readSockstat(ctx, p.dir) })
 		tables, err := p.open(ctx, stat)
 		if err != nil {
 			yield(Socket{}, err)
@@ -64,7 +69,7 @@ func (p *ProcNet) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 				return
 			}
 		}
-		if err := rows.check(ctx, p.dir, stat); err != nil {
+		if err := aside(ctx, p, func(ctx context.Context) error { return rows.check(ctx, p.dir, stat) }); err != nil {
 			yield(Socket{}, err)
 		}
 	}
@@ -73,15 +78,15 @@ func (p *ProcNet) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 // open opens the tables that can have rows. A kernel without IPv6 has no tcp6.
 func (p *ProcNet) open(ctx context.Context, stat sockstat) ([]*tableReader, error) {
 	tcp, tcp6 := &p.tables[TCP], &p.tables[TCP6]
-	if err := tcp.open(); err != nil {
+	if err := tcp.open(ctx); err != nil {
 		return nil, err
 	}
 	// The walk of an empty table visits every hash bucket and, in them, every other
 	// socket of the machine.
-	if stat.tcp6Empty() && noMPTCP6(ctx, p.dir) {
+	if stat.tcp6Empty() && aside(ctx, p, func(ctx context.Context) bool { return noMPTCP6(ctx, p.dir) }) {
 		return []*tableReader{tcp}, nil
 	}
-	switch err := tcp6.open(); {
+	switch err := tcp6.open(ctx); {
 	case errors.Is(err, fs.ErrNotExist) && stat.inUse6 == 0:
 		return []*tableReader{tcp}, nil
 	case errors.Is(err, fs.ErrNotExist):
@@ -92,6 +97,34 @@ func (p *ProcNet) open(ctx context.Context, stat sockstat) ([]*tableReader, erro
 		return nil, err
 	}
 	return []*tableReader{tcp, tcp6}, nil
+}
+
+// asideTimeout is how long a walk waits for what it can do without, which takes some
+// 10 µs.
+const asideTimeout = 200 * time.Millisecond
+
+// aside returns what read returns of files beside the tables, or the zero value if
+// that takes too long or an earlier one hangs: a file that hangs is no reason for a
+// walk to.
+func aside[T any](ctx context.Context, p *ProcNet, read func(context.Context) T) (value T) {
+	select {
+	case p.asides <- struct{}{}:
+	default:
+		return value
+	}
+	ctx, cancel := context.WithTimeout(ctx, asideTimeout)
+	defer cancel()
+	result := make(chan T, 1)
+	go func() {
+		value := read(ctx)
+		<-p.asides // before the walk goes on to the next
+		result <- value
+	}()
+	select {
+	case value = <-result:
+	case <-ctx.Done():
+	}
+	return value
 }
 
 func (p *ProcNet) close() {
@@ -137,6 +170,7 @@ type tableReader struct {
 	pageSize  int
 
 	file       *os.File
+	stop       func() bool // the interrupt of file
 	buf        []byte
 	start, end int  // buf[start:end] is read and not yet parsed
 	last       bool // no read is to follow
@@ -164,12 +198,14 @@ func newTableReader(t Table, path string) tableReader {
 	}
 }
 
-// open begins a walk. It reads nothing yet.
-func (r *tableReader) open() error {
-	f, err := os.Open(r.path)
+// open begins a walk. It reads nothing yet. Where the table is a FIFO, neither it nor
+// the reads wait longer than ctx lasts.
+func (r *tableReader) open(ctx context.Context) error {
+	f, err := os.OpenFile(r.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
+	r.stop = kernelstat.Interrupt(ctx, f)
 	r.file, r.start, r.end, r.last, r.row = f, 0, 0, false, -1
 	r.ok, r.err = false, nil
 	r.recent.reset()
@@ -178,6 +214,7 @@ func (r *tableReader) open() error {
 
 func (r *tableReader) close() {
 	if r.file != nil {
+		r.stop()
 		r.file.Close() // nothing was written, so nothing can be lost
 		r.file = nil
 	}
@@ -271,6 +308,9 @@ func (r *tableReader) read(ctx context.Context) error {
 		return r.rowError(r.buf[:r.end], fmt.Errorf("longer than %d bytes", r.end))
 	}
 	n, err := r.file.Read(r.buf[r.end:])
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%s: after %d rows: %w", r.path, max(r.row, 0), context.Cause(ctx))
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("after %d rows: %w", r.row, err)
 	}

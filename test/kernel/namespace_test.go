@@ -77,7 +77,8 @@ func inNamespaces(t *testing.T, flags uintptr, scenario func(t *testing.T)) {
 	}
 	t.Parallel()
 
-	cmd := exec.Command(os.Args[0], "-test.v", "-test.timeout=2m", "-test.run="+exactly(t.Name()))
+	// The parts of a scenario that are parallel wait most of the time.
+	cmd := exec.Command(os.Args[0], "-test.v", "-test.timeout=2m", "-test.parallel=16", "-test.run="+exactly(t.Name()))
 	cmd.Env = append(os.Environ(), scenarioEnv+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() != 0 {
