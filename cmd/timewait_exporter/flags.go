@@ -1,12 +1,19 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/common/version"
@@ -27,9 +34,16 @@ type config struct {
 	collector     collector.Config
 }
 
-// maxSeries bounds the flags that say how many remotes, destinations or listeners
-// are named.
-const maxSeries = 10_000
+const (
+	// maxSeries bounds the flags that say how many remotes, destinations or listeners
+	// are named.
+	maxSeries = 10_000
+	// fileTimeout bounds the reading of files that flags name.
+	fileTimeout = 2 * time.Second
+)
+
+// telemetryPath is what a path on the mux and in a link may be made of.
+var telemetryPath = regexp.MustCompile(`^(/[\w.~!$&'()*+,;=:@-]+)+$`)
 
 // parseFlags parses and checks the command line. --help and --version print to
 // stdout and end the program.
@@ -69,36 +83,97 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	if _, err := app.Parse(args); err != nil {
 		return nil, err
 	}
-	if err := cfg.check(); err != nil {
-		return nil, err
-	}
 	if !*remoteIPs {
 		cfg.collector.Remotes, cfg.collector.Destinations = 0, 0
 	}
-	var err error
-	if cfg.collector.Namespace, err = collector.FindNamespace(cfg.collector.ProcRoot); err != nil {
-		return nil, fmt.Errorf("--path.procfs: %w", err)
-	}
-	if cfg.collector.Source == collector.SourceNetlink && !cfg.collector.Namespace.Own {
-		return nil, fmt.Errorf("--collector.source: netlink shows the network namespace of this process, and --path.procfs=%s is of another one", cfg.collector.ProcRoot)
-	}
-	return cfg, nil
+	return cfg, cfg.check()
 }
 
+// check refuses what kingpin lets pass, and finds the namespace to read.
 func (c *config) check() error {
 	for _, address := range *c.web.WebListenAddresses {
 		if err := checkListenAddress(address); err != nil {
-			return fmt.Errorf("--web.listen-address: %w", err)
+			return fmt.Errorf("--web.listen-address: %q: %w", address, err)
 		}
 	}
-	if err := web.Validate(*c.web.WebConfigFile); err != nil {
+	if p := c.telemetryPath; !telemetryPath.MatchString(p) || path.Clean(p) != p ||
+		strings.HasPrefix(p, "/-/") || strings.HasPrefix(p, runbooks.Path) {
+		return fmt.Errorf("--web.telemetry-path: %q is not a path such as /metrics", p)
+	}
+	if !utf8.ValidString(c.collector.ProcRoot) {
+		return fmt.Errorf("--path.procfs: %q is not UTF-8, as the labels that name it are", c.collector.ProcRoot)
+	}
+	if err := inTime(func() error { return checkWebConfig(*c.web.WebConfigFile) }); err != nil {
 		return fmt.Errorf("--web.config.file: %w", err)
 	}
-	if !strings.HasPrefix(c.telemetryPath, "/") || c.telemetryPath == "/" || strings.ContainsAny(c.telemetryPath, " {}?#") ||
-		strings.HasPrefix(c.telemetryPath, "/-/") || strings.HasPrefix(c.telemetryPath, runbooks.Path) || strings.HasSuffix(c.telemetryPath, "/") {
-		return fmt.Errorf("--web.telemetry-path: %q is not a path such as /metrics", c.telemetryPath)
+	if err := inTime(func() (err error) {
+		c.collector.Namespace, err = collector.FindNamespace(c.collector.ProcRoot)
+		return err
+	}); err != nil {
+		return fmt.Errorf("--path.procfs: %w", err)
+	}
+	if c.collector.Source == collector.SourceNetlink && !c.collector.Namespace.Own {
+		return fmt.Errorf("--collector.source: netlink shows the network namespace of this process, and --path.procfs=%s is of another one", c.collector.ProcRoot)
 	}
 	return nil
+}
+
+// inTime returns what f returns, unless the files that it looks at hang.
+func inTime(f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(fileTimeout):
+		return fmt.Errorf("not read after %v", fileTimeout)
+	}
+}
+
+func checkWebConfig(file string) error {
+	if file == "" {
+		return nil
+	}
+	// It is read anew at each request.
+	if info, err := os.Stat(file); err != nil {
+		return err
+	} else if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file", file)
+	}
+	return web.Validate(file)
+}
+
+func checkListenAddress(address string) error {
+	bits := 16
+	if rest, ok := strings.CutPrefix(address, "vsock://"); ok {
+		address, bits = rest, 32
+	}
+	host, port, err := net.SplitHostPort(address)
+	if malformed, ok := errors.AsType[*net.AddrError](err); ok {
+		return errors.New(malformed.Err) // without the address, which is in the message already
+	}
+	if strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("%q is not a host", host)
+	}
+	if _, err := strconv.ParseUint(port, 10, bits); err != nil {
+		return fmt.Errorf("%q is not a port", port)
+	}
+	return nil
+}
+
+// oneLine makes one line of text that anybody can read, and not a longer one than a
+// line of the log.
+func oneLine(text string) string {
+	text = strings.ReplaceAll(text, "\n  ", " ") // lists of YAML
+	var line strings.Builder
+	for _, r := range strings.ToValidUTF8(text, "\uFFFD") {
+		if unicode.IsPrint(r) {
+			line.WriteRune(r)
+		} else {
+			line.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return cut(line.String())
 }
 
 // setter is a kingpin.Value. Kingpin's own leave the flag's name out of an error,
@@ -139,18 +214,4 @@ func choice(app *kingpin.Application, name, help string, value *string, def stri
 		},
 		get: func() string { return *value },
 	})
-}
-
-func checkListenAddress(address string) error {
-	if strings.HasPrefix(address, "vsock://") {
-		return nil // the toolkit checks it
-	}
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return err
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fmt.Errorf("address %s: %q is not a port", address, port)
-	}
-	return nil
 }

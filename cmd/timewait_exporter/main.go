@@ -41,7 +41,7 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cfg, err := parseFlags(args, stdout)
 	if err != nil {
-		fmt.Fprintf(stderr, "%s: error: %v, try --help\n", name, err)
+		fmt.Fprintf(stderr, "%s: error: %s, try --help\n", name, oneLine(err.Error()))
 		return 2
 	}
 	loggers := newLoggers(cfg, stderr)

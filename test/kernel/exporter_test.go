@@ -134,11 +134,17 @@ func startActivated(t *testing.T, listener interface{ File() (*os.File, error) }
 func startListening(t *testing.T, address string, args ...string) *exporter {
 	t.Helper()
 	e := run(t, exec.Command(os.Getenv(programEnv), append([]string{"--web.listen-address=" + address}, args...)...))
+	e.waitListening(t, address)
+	return e
+}
+
+func (e *exporter) waitListening(t *testing.T, address string) {
+	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		conn, err := net.Dial("tcp", address)
 		if err == nil {
 			conn.Close()
-			return e
+			return
 		}
 		select {
 		case <-e.exited:
