@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -273,6 +274,37 @@ func TestStop(t *testing.T) {
 	})
 }
 
+// TestHangup sends SIGHUP: an orderly end, unless it was ignored from the start.
+func TestHangup(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		e := startExporter(t)
+		e.scrape(t)
+		if err := e.command.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-e.exited:
+		case <-time.After(10 * time.Second):
+			t.Fatal("still running 10 s after SIGHUP")
+		}
+		if code := e.command.ProcessState.ExitCode(); code != 0 || !strings.Contains(e.log.String(), "msg=stopped") || !strings.Contains(e.log.String(), "hangup") {
+			t.Errorf("exit code %d, log:\n%s", code, e.log)
+		}
+
+		const address = "127.9.9.9:10793"
+		e = run(t, exec.Command("/bin/sh", "-c", `trap '' HUP; exec "$0" "$@"`, os.Getenv(programEnv), "--web.listen-address="+address))
+		e.waitListening(t, address)
+		if err := e.command.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(200 * time.Millisecond) // for it to end, which it must not
+		wantCleanExit(t, e)
+		if log := e.log.String(); strings.Contains(log, "hangup") || !strings.Contains(log, "terminated") {
+			t.Errorf("ended for another reason than SIGTERM:\n%s", log)
+		}
+	})
+}
+
 // TestUsageErrors gives every flag a value it can't have: the program says
 // which flag and ends, rather than running with something else.
 func TestUsageErrors(t *testing.T) {
@@ -375,7 +407,7 @@ func TestHelp(t *testing.T) {
 			}
 		}
 		code, output = runToEnd(t, "--version")
-		if code != 0 || !strings.Contains(output, "timewait_exporter") {
+		if code != 0 || !strings.Contains(output, "timewait_exporter, version ") || strings.Contains(output, "version  ") {
 			t.Errorf("--version: exit code %d, %q", code, output)
 		}
 	})
