@@ -736,7 +736,7 @@ func TestTimeWaitRemaining(t *testing.T) {
 		}
 		page := tallied(t, p, everything, rows...)
 		var got []string
-		for _, bound := range strings.Fields("1 5 10 20 30 40 50 60 600") {
+		for bound := range strings.FieldsSeq("1 5 10 20 30 40 50 60 600") {
 			in, out := page.series(remaining, "remaining", bound, "direction", "inbound"), page.series(remaining, "remaining", bound, "direction", "outbound")
 			if len(in) != len(out) || len(out) > 0 && value(out[0]) != 0 {
 				t.Errorf("remaining=%q: %v inbound and %v outbound", bound, in, out)

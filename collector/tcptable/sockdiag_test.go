@@ -595,12 +595,12 @@ func diagSlowly(diag []byte) (s Socket, ok bool) {
 		if length < 4 || length > len(attrs) {
 			break
 		}
-		switch kind := binary.NativeEndian.Uint16(attrs[2:]); {
-		case kind == 8:
+		switch binary.NativeEndian.Uint16(attrs[2:]) {
+		case 8:
 			full = true
-		case kind == 11:
+		case 11:
 			s.V6Only = length > 4 && attrs[4] != 0
-		case kind == 22:
+		case 22:
 			s.Transparent = length > 4 && attrs[4]&sockoptTransparent() != 0
 		}
 		attrs = attrs[min((length+3)&^3, len(attrs)):]
