@@ -182,7 +182,7 @@ var (
 		"Whether a part of this scrape succeeded. Where it is 0 its metrics are absent (of the sysctls those that failed) and the log says why.",
 		"netns", "collector")
 	collectorDuration = newMetric("timewait_exporter_collector_duration_seconds", "gauge", "",
-		"How long a part of this scrape took.",
+		"How long a part of this scrape took; all are read at the same time.",
 		"netns", "collector")
 	undercountMax = newMetric("timewait_exporter_undercount_max", "gauge", "",
 		"By how many connections any one remote, destination or local IP may be counted short in this scrape because there were too many different ones. 0: every count is exact. Totals always are.",

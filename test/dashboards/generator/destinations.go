@@ -166,12 +166,12 @@ func destinationsBoard() Board {
 				},
 				{
 					Title: "Time a scrape takes",
-					Description: "Seconds each collector needed, of all namespaces together. The socket walk grows with the sockets of the whole machine, not of this namespace alone. " +
+					Description: "Seconds each part of a scrape needed; all are read at the same time, so the longest one counts. The socket walk grows with the sockets of the whole machine, not of this namespace alone. " +
 						"When it comes near the scrape timeout, raise that or scrape less often.",
-					Cure: "--collector.source=netlink takes less than half. It helped when the sum falls.",
+					Cure: "--collector.source=netlink takes less than half. It helped when the longest one falls.",
 					Unit: "s", Width: half, Height: 6,
-					Draw:    areas().ThresholdsStyle(thresholdLines()),
-					Queries: []Query{{Expr: `sum by (collector) (timewait_exporter_collector_duration_seconds{@instance})`, Legend: "{{collector}}"}},
+					Draw:    linesWithLimits(),
+					Queries: []Query{{Expr: `max by (collector) (timewait_exporter_collector_duration_seconds{@instance})`, Legend: "{{collector}}"}},
 					Limits:  []string{"TimewaitExporterSlow"},
 				},
 			}},
