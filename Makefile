@@ -131,9 +131,10 @@ bench:
 	go test -run '^$$' -bench . -benchmem ./collector/...
 	go -C test run ./bench
 
-# docs/metrics.md from the code.
+# docs/metrics.md and docs/flags.md from the code.
 docs:
 	go test -run '^TestMetricsDoc$$' ./collector -update
+	go test -run '^TestFlagsDoc$$' ./cmd/timewait_exporter -update
 
 # The Helm chart's links to rules and dashboards, and the plain manifests it renders.
 chart:

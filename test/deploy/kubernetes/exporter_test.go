@@ -118,7 +118,7 @@ func start(t *testing.T, program string, container core.Container, dir string) {
 }
 
 // makeSecrets returns the Secrets of the values tls, and a client that trusts the
-// certificate in them. The password is the one of the README, "secret".
+// certificate in them. The password is the one of docs/operations.md, "secret".
 func makeSecrets(t *testing.T) (map[string]map[string]string, *http.Client) {
 	t.Helper()
 	server := httptest.NewTLSServer(nil)
