@@ -1,7 +1,6 @@
 package collector
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -38,18 +37,7 @@ type Namespace struct {
 // For /proc it is the namespace of this process. For another mount it is the one
 // of PID 1, because <root>/net is a link to self and shows the namespace of this
 // process again. Only a copy, which has no such link, may do without <root>/1.
-//
-// A file system that hangs is an error, soon.
 func FindNamespace(root string) (Namespace, error) {
-	never := context.Background()
-	ns, _, err := begin(never, smallTimeout, new(hung), func(context.Context) (Namespace, error) { return findNamespace(root) }).wait(never)
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("%s: %w", root, err)
-	}
-	return ns, err
-}
-
-func findNamespace(root string) (Namespace, error) {
 	self := filepath.Join(root, "self/net")
 	first := filepath.Join(root, "1/net")
 	if filepath.Clean(root) == defaultProc {

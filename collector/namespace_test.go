@@ -62,7 +62,7 @@ func TestFindNamespaceUnreadable(t *testing.T) {
 		t.Fatal(err)
 	}
 	withoutCapabilities(t, func() {
-		if ns, err := findNamespace(root); !errors.Is(err, fs.ErrPermission) {
+		if ns, err := FindNamespace(root); !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("%+v and %v", ns, err)
 		}
 	})
