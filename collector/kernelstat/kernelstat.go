@@ -30,7 +30,7 @@ type Numbers map[string]uint64
 //
 //	TCP: inuse 5 orphan 0 tw 3 alloc 6 mem 1
 func ReadPairs(ctx context.Context, path, protocol string, names ...string) (Numbers, error) {
-	lines, err := readLines(ctx, path, protocol)
+	lines, err := readLines(ctx, path, protocol, smallFile)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func ReadPairs(ctx context.Context, path, protocol string, names ...string) (Num
 //	Tcp: RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens
 //	Tcp: 1 200 120000 -1 3
 func ReadCounters(ctx context.Context, path, protocol string, names ...string) (Numbers, error) {
-	lines, err := readLines(ctx, path, protocol)
+	lines, err := readLines(ctx, path, protocol, usualFile)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func numbers(path string, keys, values, names []string) (Numbers, error) {
 // them, below root, a proc file system (man 5 proc_sys).
 func ReadSysctl(ctx context.Context, root, name string, n int) ([]uint64, error) {
 	path := SysctlPath(root, name)
-	text, err := ReadFile(ctx, path)
+	text, err := readFile(ctx, path, smallFile)
 	if err != nil {
 		return nil, err
 	}
@@ -126,10 +126,10 @@ func number(text string) (uint64, error) {
 	return n, nil
 }
 
-// readLines returns the lines of a file that belong to a protocol. Other lines may
-// be anything.
-func readLines(ctx context.Context, path, protocol string) ([]string, error) {
-	text, err := ReadFile(ctx, path)
+// readLines returns the lines of a file of about that size that belong to a protocol.
+// Other lines may be anything.
+func readLines(ctx context.Context, path, protocol string, size int) ([]string, error) {
+	text, err := readFile(ctx, path, size)
 	if err != nil {
 		return nil, err
 	}
@@ -152,9 +152,11 @@ func readLines(ctx context.Context, path, protocol string) ([]string, error) {
 	return lines, nil
 }
 
-// Files of the kernel that are read here have some kilobytes. The longest one is
-// ip_local_reserved_ports, 190 kB if every second port is reserved.
+// Files of the kernel that are read here have some kilobytes, a sysctl or sockstat much
+// less. The longest one is ip_local_reserved_ports, 190 kB if every second port is
+// reserved.
 const (
+	smallFile = 1 << 10
 	usualFile = 16 << 10
 	maxFile   = 256 << 10
 )
@@ -166,7 +168,12 @@ const (
 // all of the file, because of some the kernel shows only what the first read(2) has
 // room for (proc_do_large_bitmap in kernel/sysctl.c).
 func ReadFile(ctx context.Context, path string) ([]byte, error) {
-	for size := usualFile; ; size = maxFile {
+	return readFile(ctx, path, usualFile)
+}
+
+// readFile is ReadFile of a file that is most likely shorter than size.
+func readFile(ctx context.Context, path string, size int) ([]byte, error) {
+	for ; ; size = maxFile {
 		text, err := readUpTo(ctx, path, size)
 		if err != nil {
 			return nil, err
