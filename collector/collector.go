@@ -93,12 +93,12 @@ func (c *Collector) newWalker() *walker {
 type spare[T any] chan T
 
 // take returns the spare value, or a new one.
-func (s spare[T]) take(make func() T) T {
+func (s spare[T]) take(create func() T) T {
 	select {
 	case v := <-s:
 		return v
 	default:
-		return make()
+		return create()
 	}
 }
 

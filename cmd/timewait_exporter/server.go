@@ -107,7 +107,8 @@ func (s *server) serve(ctx context.Context, flags *web.FlagConfig, logger *slog.
 // metricsHandler answers a scrape with the metrics of registry and those that c
 // reads for it.
 func metricsHandler(registry *prometheus.Registry, c *collector.Collector, errorLog *stdlog.Logger) http.Handler {
-	opts := promhttp.HandlerOpts{ErrorLog: errorLog, EnableOpenMetrics: true}
+	// What is wrong with one metric is no reason to show none.
+	opts := promhttp.HandlerOpts{ErrorLog: errorLog, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// A client that has sent all it has to say may close its half of the connection,
 		// which net/http takes for a client that has gone (golang.org/issue/18527).
