@@ -118,6 +118,53 @@ func wantOnlyFailed(t *testing.T, p page, parts ...string) {
 	}
 }
 
+// TestBrokenFile has one file after the other that is not as the kernel writes it.
+// Its part fails, the others are there, and the log quotes a little of it.
+func TestBrokenFile(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		root := copyProc(t)
+		e := startExporter(t, "--path.procfs="+root)
+		for _, c := range []struct{ file, text, part string }{
+			{"net/snmp", "Tcp: ActiveOpens ActiveOpens\nTcp: 1 1\n", "snmp"},
+			{"net/snmp", strings.Repeat("Tcp: ActiveOpens\nTcp: 1\n", 10_000), "snmp"},
+			{"net/netstat", "TcpExt: TW TWRecycled\n", "netstat"},
+			{"net/sockstat", "TCP: inuse 1 tw 1\nTCP: inuse 1 tw 1\n", "sockstat"},
+			{"sys/fs/file-nr", "-1\t0\t9\n", "file-nr"},
+			{"sys/net/ipv4/tcp_max_tw_buckets", "many\n", "sysctls"},
+			{"sys/net/ipv4/ip_local_reserved_ports", strings.Repeat("1,", 200_000), "ports"},
+			{"net/tcp", strings.Repeat("1", 1<<20), "sockets"},
+		} {
+			path := filepath.Join(root, c.file)
+			if err := os.WriteFile(path, []byte(c.text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			logged := len(e.log.String()) // no more than 10 lines a second
+			wantOnlyFailed(t, e.scrapeWithin(t, 2), c.part)
+			if line := e.log.String()[logged:]; strings.Count(line, "\n") != 1 || !strings.Contains(line, path) || len(line) > 4000 {
+				t.Errorf("%d bytes logged, want one short line that names %s: %.4000s", len(line), path, line)
+			}
+			copyFile(t, root, c.file)
+		}
+		// Endless ones.
+		for _, c := range []struct{ file, part string }{{"net/snmp", "snmp"}, {"sys/fs/file-nr", "file-nr"}, {"net/tcp", "sockets"}} {
+			path := filepath.Join(root, c.file)
+			if err := errors.Join(os.Remove(path), os.Symlink("/dev/zero", path)); err != nil {
+				t.Fatal(err)
+			}
+			wantOnlyFailed(t, e.scrapeWithin(t, 2), c.part)
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			copyFile(t, root, c.file)
+		}
+		p := e.scrapeWithin(t, 2)
+		wantOnlyFailed(t, p)
+		if memory := p.value(t, "process_resident_memory_bytes"); memory > 64<<20 {
+			t.Errorf("%v bytes of memory", memory)
+		}
+	})
+}
+
 // TestHungFile has one file after the other from which no byte comes. Its part
 // fails, the others are there in time, the log names the file, and when the file is
 // right again so is the page.
