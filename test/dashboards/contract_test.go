@@ -1,97 +1,25 @@
 package dashboards
 
 import (
-	"cmp"
 	"encoding/json"
-	"go/ast"
-	goparser "go/parser"
-	"go/token"
-	"go/types"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/prometheus/prometheus/promql/parser"
-	"go.yaml.in/yaml/v3"
+	"timewait_exporter/test/e2e/rules"
 )
 
-var promql = parser.NewParser(parser.Options{})
-
-// rule is a recording or alerting rule.
-type rule struct {
-	Record      string
-	Alert       string
-	Expr        string
-	Labels      map[string]string
-	Annotations map[string]string
-}
-
-func readRules(t *testing.T, path string) []rule {
+func readAlerts(t *testing.T) map[string]rules.Rule {
 	t.Helper()
-	var file struct {
-		Groups []struct{ Rules []rule }
-	}
-	readYAML(t, path, &file)
-	var rules []rule
-	for _, group := range file.Groups {
-		rules = append(rules, group.Rules...)
-	}
-	return rules
-}
-
-func readYAML(t *testing.T, path string, into any) {
-	t.Helper()
-	raw, err := os.ReadFile(path)
+	alerts, err := rules.ReadAlerts(alertsFile)
 	if err != nil {
 		t.Fatal(err)
-	}
-	if err := yaml.Unmarshal(raw, into); err != nil {
-		t.Fatalf("%s: %v", path, err)
-	}
-}
-
-func readAlerts(t *testing.T) map[string]rule {
-	t.Helper()
-	alerts := map[string]rule{}
-	for _, r := range readRules(t, alertsFile) {
-		alerts[r.Alert] = r
 	}
 	return alerts
-}
-
-// TestGenerated holds the dashboards to the program that writes them.
-func TestGenerated(t *testing.T) {
-	folder := t.TempDir()
-	generator := exec.Command("go", "run", "./generator", "-alerts", alertsFile, "-out", folder)
-	if out, err := generator.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	fresh, err := filepath.Glob(folder + "/*.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(fresh) != len(readBoards(t)) {
-		t.Errorf("the generator writes %d dashboards, there are %d", len(fresh), len(readBoards(t)))
-	}
-	for _, path := range fresh {
-		want, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := os.ReadFile(filepath.Join(dashboards, filepath.Base(path)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(got) != string(want) {
-			t.Errorf("%s is not what the generator writes: run make dashboards", filepath.Base(path))
-		}
-	}
 }
 
 // TestImport checks what lets the JSON import into Grafana 9.1 and every later one.
@@ -260,117 +188,41 @@ func TestLayout(t *testing.T) {
 
 // TestNamesExist checks that queries name only what the exporter, the recording rules or Prometheus itself have.
 func TestNamesExist(t *testing.T) {
-	labels := map[string][]string{"up": {}, "ALERTS": {"alertname", "alertstate", "severity", "netns"}}
-	maps.Copy(labels, exporterMetrics(t))
-	recorded := map[string]bool{}
-	for _, r := range readRules(t, rulesFile) {
-		recorded[r.Record] = true
+	recording, err := rules.Read(rulesFile)
+	if err != nil {
+		t.Fatal(err)
 	}
-	everywhere := []string{"job", "instance", "__name__"}
-
-	selectors := 0
-	check := func(where, expr string) {
-		parsed, err := promql.ParseExpr(expr)
-		if err != nil {
-			t.Errorf("%s: %q: %v", where, expr, err)
-			return
-		}
-		parser.Inspect(parsed, func(node parser.Node, _ []parser.Node) error {
-			switch n := node.(type) {
-			case *parser.VectorSelector:
-				selectors++
-				if recorded[n.Name] {
-					return nil
-				}
-				known, ok := labels[n.Name]
-				if !ok {
-					t.Errorf("%s: %q: no metric %s", where, expr, n.Name)
-					return nil
-				}
-				for _, m := range n.LabelMatchers {
-					if !slices.Contains(known, m.Name) && !slices.Contains(everywhere, m.Name) {
-						t.Errorf("%s: %q: %s has no label %s", where, expr, n.Name, m.Name)
-					}
-				}
-			case *parser.AggregateExpr:
-				available := slices.Clone(everywhere)
-				parser.Inspect(n.Expr, func(inner parser.Node, _ []parser.Node) error {
-					if v, ok := inner.(*parser.VectorSelector); ok {
-						if recorded[v.Name] {
-							available = n.Grouping // what recorded series have is seen where they are recorded
-						}
-						available = append(available, labels[v.Name]...)
-					}
-					return nil
-				})
-				for _, label := range n.Grouping {
-					if !slices.Contains(available, label) {
-						t.Errorf("%s: %q: nothing in it has the label %s", where, expr, label)
-					}
-				}
-			}
-			return nil
-		})
-	}
+	known := rules.KnownNames(recording)
 	some := selection{"job": "j", "instance": "i", "netns": "n", "remote_ip": "r", "remote_port": "p", "__rate_interval": "1m"}
+	checked := 0
+	check := func(where any, expr string) {
+		checked++
+		for _, err := range known.Check(some.in(expr)) {
+			t.Errorf("%s: %v", where, err)
+		}
+	}
 	for _, b := range readBoards(t) {
 		for _, q := range b.queries() {
-			check(q.String(), some.in(q.expr))
+			check(q, q.expr)
 		}
 		for _, v := range b.Templating.List[1:] {
 			expr, err := v.expr()
 			if err != nil {
 				t.Errorf("%s: %v", b.UID, err)
-				continue
 			}
-			check(b.UID+" / variable / "+v.Name, some.in(expr))
+			check(b.UID+" / variable / "+v.Name, expr)
 		}
 	}
-	if selectors < 100 {
-		t.Errorf("only %d selectors were checked", selectors)
+	if checked < 90 {
+		t.Errorf("only %d queries were checked", checked)
 	}
 }
 
-// exporterMetrics are the exporter's series and their labels, read from the source: what the kernel here lacks is among them, and its
-// module need not be part of this one.
-func exporterMetrics(t *testing.T) map[string][]string {
-	t.Helper()
-	file, err := goparser.ParseFile(token.NewFileSet(), root+"/collector/metrics.go", nil, goparser.SkipObjectResolution)
-	if err != nil {
-		t.Fatal(err)
-	}
-	metrics := map[string][]string{"timewait_exporter_build_info": {"version"}} // prometheus/common's own
-	for node := range ast.Preorder(file) {
-		call, ok := node.(*ast.CallExpr)
-		if !ok || types.ExprString(call.Fun) != "newMetric" {
-			continue
-		}
-		// newMetric(name, kind, source, help, labels...)
-		name, labels := literal(call.Args[0]), []string{}
-		for _, label := range call.Args[4:] {
-			labels = append(labels, literal(label))
-		}
-		metrics[name] = labels
-	}
-	if len(metrics) < 50 {
-		t.Fatalf("only %d metrics found in the exporter's source", len(metrics))
-	}
-	return metrics
-}
-
-// literal is the value of a string literal.
-func literal(e ast.Expr) string {
-	if l, ok := e.(*ast.BasicLit); ok {
-		if value, err := strconv.Unquote(l.Value); err == nil {
-			return value
-		}
-	}
-	return types.ExprString(e)
-}
-
-// TestLimits holds each threshold of a panel to the alerts that the panel says it is about, and each such alert to the panel.
-func TestLimits(t *testing.T) {
+// TestAlerts holds each threshold of a panel to the alerts that the panel says it is about, and each such alert to the panel; whoever is
+// woken finds what woke them.
+func TestAlerts(t *testing.T) {
 	alerts := readAlerts(t)
+	shown := map[string]bool{}
 	thresholds := 0
 	for _, b := range readBoards(t) {
 		for _, p := range b.Panels {
@@ -381,16 +233,25 @@ func TestLimits(t *testing.T) {
 					continue
 				}
 				name, where, _ := strings.Cut(note, " ")
+				shown[name] = true
 				alert, ok := alerts[name]
 				if !ok {
 					t.Errorf("%s: %q is about %q, which is no alert", b.UID, p.Title, name)
 					continue
 				}
+				var limit float64
+				var err error
 				switch {
 				case strings.HasPrefix(where, "past "):
-					want = append(want, rightOfComparison(t, alert.Expr))
+					limit, err = alert.Limit()
 				case strings.HasPrefix(where, "below "):
-					want = append(want, lookAhead(t, alert.Expr))
+					limit, err = alert.Horizon()
+				}
+				if err != nil {
+					t.Errorf("%s: %q: %v", b.UID, p.Title, err)
+				}
+				if where != "" {
+					want = append(want, limit)
 				}
 				if runbook := "http://${instance}/runbooks/" + name; b.UID != "timewait-fleet" &&
 					!slices.ContainsFunc(p.Links, func(l link) bool { return l.URL == runbook }) {
@@ -414,72 +275,11 @@ func TestLimits(t *testing.T) {
 	if thresholds < 15 {
 		t.Errorf("only %d thresholds were checked", thresholds)
 	}
-}
-
-// TestEveryAlertHasAPanel checks that whoever is woken finds what woke them.
-func TestEveryAlertHasAPanel(t *testing.T) {
-	described := map[string]bool{}
-	for _, b := range readBoards(t) {
-		for _, p := range b.Panels {
-			_, notes, _ := strings.Cut(p.Description, "\n\nAlerts: ")
-			for _, word := range strings.FieldsFunc(notes, func(r rune) bool { return r == ',' || r == ' ' || r == '.' }) {
-				described[word] = true
-			}
-		}
-	}
-	for name := range readAlerts(t) {
-		if !described[name] {
+	for name := range alerts {
+		if !shown[name] {
 			t.Errorf("no panel is about %s", name)
 		}
 	}
-}
-
-// rightOfComparison finds the number that an alert compares with by walking the expression from its left end: the generator reads the
-// same number from the outside in.
-func rightOfComparison(t *testing.T, expr string) float64 {
-	t.Helper()
-	parsed, err := promql.ParseExpr(expr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var comparisons []*parser.BinaryExpr
-	parser.Inspect(parsed, func(node parser.Node, _ []parser.Node) error {
-		if b, ok := node.(*parser.BinaryExpr); ok && b.Op.IsComparisonOperator() {
-			if _, ok := b.RHS.(*parser.NumberLiteral); ok {
-				comparisons = append(comparisons, b)
-			}
-		}
-		return nil
-	})
-	if len(comparisons) == 0 {
-		t.Fatalf("%q compares with no number", expr)
-	}
-	first := slices.MinFunc(comparisons, func(a, b *parser.BinaryExpr) int {
-		return cmp.Compare(a.RHS.PositionRange().Start, b.RHS.PositionRange().Start)
-	})
-	return first.RHS.(*parser.NumberLiteral).Val
-}
-
-// lookAhead is the seconds in `predict_linear(..., 15 * 60)`.
-func lookAhead(t *testing.T, expr string) float64 {
-	t.Helper()
-	_, after, ok := strings.Cut(expr, "], ")
-	if !ok || !strings.HasPrefix(expr, "predict_linear(") {
-		t.Fatalf("%q does not begin with predict_linear", expr)
-	}
-	product, _, _ := strings.Cut(after, ")")
-	parsed, err := promql.ParseExpr(product)
-	if err != nil {
-		t.Fatal(err)
-	}
-	seconds := 1.0
-	parser.Inspect(parsed, func(node parser.Node, _ []parser.Node) error {
-		if n, ok := node.(*parser.NumberLiteral); ok {
-			seconds *= n.Val
-		}
-		return nil
-	})
-	return seconds
 }
 
 // TestLinks checks that links lead to dashboards that there are, with the data source: from one to the others, from rows of tables to
@@ -631,38 +431,5 @@ func TestColours(t *testing.T) {
 	}
 	if len(colours) != 10 {
 		t.Errorf("colours of %d states, want 10: %v", len(colours), colours)
-	}
-}
-
-// TestProvisioning checks that Grafana's and Prometheus's settings agree: $__rate_interval is made of the scrape interval.
-func TestProvisioning(t *testing.T) {
-	var prometheus struct {
-		Global struct {
-			ScrapeInterval string `yaml:"scrape_interval"`
-		}
-	}
-	readYAML(t, root+"/deploy/prometheus/prometheus.yml", &prometheus)
-	var sources struct {
-		Datasources []struct {
-			Type     string
-			JSONData struct {
-				TimeInterval string `yaml:"timeInterval"`
-			} `yaml:"jsonData"`
-		}
-	}
-	readYAML(t, root+"/deploy/grafana/provisioning/datasources/prometheus.yaml", &sources)
-	if len(sources.Datasources) != 1 || sources.Datasources[0].Type != "prometheus" ||
-		sources.Datasources[0].JSONData.TimeInterval != prometheus.Global.ScrapeInterval {
-		t.Errorf("data sources %+v, want one of Prometheus with the scrape interval %s", sources.Datasources, prometheus.Global.ScrapeInterval)
-	}
-	var dashboards struct {
-		Providers []struct {
-			Type    string
-			Options struct{ Path string }
-		}
-	}
-	readYAML(t, root+"/deploy/grafana/provisioning/dashboards/timewait_exporter.yaml", &dashboards)
-	if len(dashboards.Providers) != 1 || dashboards.Providers[0].Type != "file" || dashboards.Providers[0].Options.Path == "" {
-		t.Errorf("dashboard providers %+v, want one that reads files", dashboards.Providers)
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"timewait_exporter/test/e2e/rules"
 )
 
 // server is a running Prometheus.
@@ -60,31 +62,17 @@ func startPrometheus(t *testing.T, port int, interval time.Duration, targets []m
 // impatientAlerts writes the project's alerts without their waiting times and returns the file.
 func impatientAlerts(t *testing.T, folder string) string {
 	t.Helper()
-	raw, err := os.ReadFile(alertsFile)
+	file, err := rules.Read(alertsFile)
 	if err != nil {
-		t.Fatal(err)
-	}
-	var file struct {
-		Groups []struct {
-			Name  string           `yaml:"name"`
-			Rules []map[string]any `yaml:"rules"`
-		} `yaml:"groups"`
-	}
-	if err := yaml.Unmarshal(raw, &file); err != nil {
 		t.Fatal(err)
 	}
 	for _, group := range file.Groups {
-		for _, r := range group.Rules {
-			delete(r, "for")
-			delete(r, "keep_firing_for")
+		for i := range group.Rules {
+			group.Rules[i].For, group.Rules[i].KeepFiringFor = 0, 0
 		}
 	}
-	raw, err = yaml.Marshal(file)
-	if err != nil {
-		t.Fatal(err)
-	}
 	path := folder + "/alerts.yml"
-	if err := os.WriteFile(path, raw, 0o600); err != nil {
+	if err := file.Write(path); err != nil {
 		t.Fatal(err)
 	}
 	return path

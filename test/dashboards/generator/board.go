@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
 	"github.com/grafana/grafana-foundation-sdk/go/common"
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
+
+	"timewait_exporter/test/e2e/rules"
 )
 
 // Grafana 9.1 is the oldest that the dashboards are for. Later ones migrate a model by these two numbers: without pluginVersion
@@ -108,7 +109,7 @@ type alertAnnotation struct {
 }
 
 // Build turns the board into Grafana's JSON model.
-func (b Board) Build(alerts Alerts) (any, error) {
+func (b Board) Build(alerts map[string]rules.Rule) (any, error) {
 	builder := dashboard.NewDashboardBuilder(b.Title).
 		Uid(b.UID).
 		Description(b.Description).
@@ -162,7 +163,7 @@ func (b Board) annotations() []alertAnnotation {
 type placedPanel struct {
 	Panel
 	id       uint32
-	alerts   Alerts
+	alerts   map[string]rules.Rule
 	runbooks string
 }
 
@@ -237,43 +238,43 @@ func (p Panel) description() string {
 func (p placedPanel) limits() ([]dashboard.Threshold, string, error) {
 	var steps []dashboard.Threshold
 	var notes []string
-	for _, name := range p.Limits {
-		limit, err := p.alerts.Limit(name)
-		if err != nil {
-			return nil, "", err
+	base := green
+	for _, name := range p.about() {
+		alert, ok := p.alerts[name]
+		colour := severityColour(alert.Labels["severity"])
+		if !ok || colour == "" {
+			return nil, "", fmt.Errorf("alert %s: no such rule, or no colour for severity %q", name, alert.Labels["severity"])
 		}
-		colour := severityColour(p.alerts[name].Severity)
-		if colour == "" {
-			return nil, "", fmt.Errorf("alert %s: no colour for severity %q", name, p.alerts[name].Severity)
+		switch {
+		case slices.Contains(p.Limits, name):
+			limit, err := alert.Limit()
+			if err != nil {
+				return nil, "", err
+			}
+			steps = append(steps, dashboard.Threshold{Value: &limit, Color: colour})
+			notes = append(notes, fmt.Sprintf("%s past %s", name, p.inUnit(limit)))
+		case name == p.Horizon:
+			horizon, err := alert.Horizon()
+			if err != nil {
+				return nil, "", err
+			}
+			base = colour
+			steps = append(steps, dashboard.Threshold{Value: &horizon, Color: green})
+			notes = append(notes, fmt.Sprintf("%s below %s", name, p.inUnit(horizon)))
+		default:
+			notes = append(notes, name)
 		}
-		steps = append(steps, dashboard.Threshold{Value: &limit, Color: colour})
-		notes = append(notes, fmt.Sprintf("%s past %s", name, p.inUnit(limit)))
 	}
 	slices.SortFunc(steps, func(a, b dashboard.Threshold) int { return cmp.Compare(*a.Value, *b.Value) })
 	steps = slices.CompactFunc(steps, func(a, b dashboard.Threshold) bool { return *a.Value == *b.Value && a.Color == b.Color })
-	base := dashboard.Threshold{Color: green}
-	if p.Horizon != "" {
-		horizon, err := p.alerts.Horizon(p.Horizon)
-		if err != nil {
-			return nil, "", err
-		}
-		base.Color = severityColour(p.alerts[p.Horizon].Severity)
-		steps = append(steps, dashboard.Threshold{Value: &horizon, Color: green})
-		notes = append(notes, fmt.Sprintf("%s below %s", p.Horizon, p.inUnit(horizon)))
-	}
-	for _, name := range p.Runbooks {
-		if _, ok := p.alerts[name]; !ok {
-			return nil, "", fmt.Errorf("alert %s: no such rule", name)
-		}
-		notes = append(notes, name)
-	}
 	if steps != nil {
-		steps = slices.Insert(steps, 0, base)
+		steps = slices.Insert(steps, 0, dashboard.Threshold{Color: base})
 	}
-	if notes == nil {
-		return steps, "", nil
+	text := ""
+	if notes != nil {
+		text = "\n\nAlerts: " + strings.Join(notes, ", ") + "."
 	}
-	return steps, "\n\nAlerts: " + strings.Join(notes, ", ") + ".", nil
+	return steps, text, nil
 }
 
 // about names all alerts that the panel shows something of.
@@ -287,14 +288,13 @@ func (p Panel) about() []string {
 
 // inUnit writes a limit as the panel's axis does.
 func (p Panel) inUnit(limit float64) string {
-	switch p.Unit {
-	case "percentunit":
-		return strconv.FormatFloat(limit*100, 'f', -1, 64) + " %"
-	case "s":
-		if limit >= 60 {
-			return strconv.FormatFloat(limit/60, 'f', -1, 64) + " min"
-		}
-		return strconv.FormatFloat(limit, 'f', -1, 64) + " s"
+	switch {
+	case p.Unit == "percentunit":
+		return fmt.Sprint(limit*100, " %")
+	case p.Unit == "s" && limit >= 60:
+		return fmt.Sprint(limit/60, " min")
+	case p.Unit == "s":
+		return fmt.Sprint(limit, " s")
 	}
-	return strconv.FormatFloat(limit, 'f', -1, 64)
+	return fmt.Sprint(limit)
 }

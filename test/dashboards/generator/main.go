@@ -4,24 +4,24 @@ package main
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"timewait_exporter/test/e2e/rules"
 )
 
 func main() {
-	alerts := flag.String("alerts", "../deploy/prometheus/timewait_exporter.alerts.yml", "`file` whose limits the panels draw")
-	out := flag.String("out", "../dashboards", "`folder` to write the dashboards to")
-	flag.Parse()
-	if err := generate(*alerts, *out); err != nil {
+	if err := generate("..", "../dashboards"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func generate(alertsFile, folder string) error {
-	alerts, err := ReadAlerts(alertsFile)
+// generate writes the dashboards of a repository to a folder. The limits that panels draw are those of its alerts, so that a line on a
+// dashboard and the alert about it can't disagree.
+func generate(repository, folder string) error {
+	alerts, err := rules.ReadAlerts(repository + "/deploy/prometheus/timewait_exporter.alerts.yml")
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,9 @@ func TestSettings(t *testing.T) {
 	services := project.Services
 
 	var prometheus struct {
+		Global struct {
+			ScrapeInterval string `yaml:"scrape_interval"`
+		}
 		RuleFiles []string `yaml:"rule_files"`
 		Alerting  struct {
 			Alertmanagers []struct {
@@ -113,19 +116,33 @@ func TestSettings(t *testing.T) {
 		}
 	}
 
-	var datasources struct{ Datasources []struct{ URL string } }
+	var datasources struct {
+		Datasources []struct {
+			Type, URL string
+			JSONData  struct {
+				TimeInterval string `yaml:"timeInterval"`
+			} `yaml:"jsonData"`
+		}
+	}
 	read(t, services["grafana"], "/etc/grafana/provisioning/datasources/prometheus.yaml", &datasources)
 	name, port, err := net.SplitHostPort(hostPort(t, datasources.Datasources[0].URL))
 	if err != nil || !slices.Contains(services["exporter"].Networks["default"].Aliases, name) || port != "9090" {
 		t.Errorf("Grafana asks %s, which is not Prometheus", datasources.Datasources[0].URL)
 	}
+	// $__rate_interval is made of the scrape interval.
+	if source := datasources.Datasources[0]; len(datasources.Datasources) != 1 || source.Type != "prometheus" || source.JSONData.TimeInterval != prometheus.Global.ScrapeInterval {
+		t.Errorf("data sources %+v, want one of Prometheus with the scrape interval %s", datasources, prometheus.Global.ScrapeInterval)
+	}
 	var dashboards struct {
-		Providers []struct{ Options struct{ Path string } }
+		Providers []struct {
+			Type    string
+			Options struct{ Path string }
+		}
 	}
 	read(t, services["grafana"], "/etc/grafana/provisioning/dashboards/timewait_exporter.yaml", &dashboards)
 	home := *services["grafana"].Environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-	if filepath.Dir(home) != dashboards.Providers[0].Options.Path {
-		t.Errorf("%s is not in %s", home, dashboards.Providers[0].Options.Path)
+	if provider := dashboards.Providers[0]; len(dashboards.Providers) != 1 || provider.Type != "file" || provider.Options.Path != filepath.Dir(home) {
+		t.Errorf("dashboard providers %+v, want one that reads the folder of %s", dashboards, home)
 	}
 	read(t, services["grafana"], home, new(any))
 

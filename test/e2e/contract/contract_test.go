@@ -13,10 +13,8 @@ import (
 	"time"
 
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/promql/parser"
 	"go.yaml.in/yaml/v3"
 
-	"timewait_exporter/collector"
 	"timewait_exporter/test/e2e/rules"
 )
 
@@ -51,97 +49,21 @@ func readText(t *testing.T, path string) string {
 
 func alerts(t *testing.T) map[string]rules.Rule {
 	t.Helper()
-	byName := map[string]rules.Rule{}
-	for _, r := range read(t, alertsFile).All() {
-		if r.Alert == "" {
-			t.Errorf("%s: a recording rule among the alerts: %s", alertsFile, r.Record)
-		}
-		if _, twice := byName[r.Alert]; twice {
-			t.Errorf("%s: %s is there twice", alertsFile, r.Alert)
-		}
-		byName[r.Alert] = r
+	byName, err := rules.ReadAlerts(alertsFile)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return byName
 }
 
-// series is what may be asked for: metric name to the names of its labels. Those of a recording rule are not checked: they are nil.
-func series(t *testing.T) map[string][]string {
-	t.Helper()
-	known := map[string][]string{"up": {}}
-	for _, m := range collector.Metrics() {
-		known[m.Name] = append([]string{}, m.Labels...)
-		if m.Type == "histogram" {
-			known[m.Name+"_count"] = known[m.Name]
-			known[m.Name+"_sum"] = known[m.Name]
-			known[m.Name+"_bucket"] = append([]string{"le"}, m.Labels...)
-		}
-	}
-	for _, r := range read(t, rulesFile).All() {
-		known[r.Record] = nil
-	}
-	return known
-}
-
-// target are the labels that Prometheus itself gives to a series.
-var target = []string{"job", "instance"}
-
-// checkQuery reports what a query asks for and the exporter does not have.
-func checkQuery(t *testing.T, where, query string, known map[string][]string) {
-	t.Helper()
-	expr, err := rules.Parser.ParseExpr(query)
-	if err != nil {
-		t.Errorf("%s: %s: %v", where, query, err)
-		return
-	}
-	every := slices.Clone(target) // every label of the metrics in this query
-	anyKnown := true
-	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
-		selector, ok := node.(*parser.VectorSelector)
-		if !ok {
-			return nil
-		}
-		have, ok := known[selector.Name]
-		if !ok {
-			t.Errorf("%s: nobody exports or records %s", where, selector.Name)
-			return nil
-		}
-		anyKnown = anyKnown && have != nil
-		every = append(every, have...)
-		for _, m := range selector.LabelMatchers {
-			if have != nil && m.Name != model.MetricNameLabel && !slices.Contains(have, m.Name) && !slices.Contains(target, m.Name) {
-				t.Errorf("%s: %s has no label %s", where, selector.Name, m.Name)
-			}
-		}
-		return nil
-	})
-	if !anyKnown {
-		return
-	}
-	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
-		var named []string
-		switch n := node.(type) {
-		case *parser.AggregateExpr:
-			named = n.Grouping
-		case *parser.BinaryExpr:
-			if n.VectorMatching != nil {
-				named = append(slices.Clone(n.VectorMatching.MatchingLabels), n.VectorMatching.Include...)
-			}
-		}
-		for _, label := range named {
-			if !slices.Contains(every, label) {
-				t.Errorf("%s: no metric in %s has the label %s", where, query, label)
-			}
-		}
-		return nil
-	})
-}
-
 func TestRulesNameOnlyWhatIsExported(t *testing.T) {
-	known := series(t)
+	known := rules.KnownNames(read(t, rulesFile))
 	for _, path := range []string{rulesFile, alertsFile} {
 		for _, r := range read(t, path).All() {
 			for _, query := range r.Queries() {
-				checkQuery(t, r.Alert+r.Record, query, known)
+				for _, err := range known.Check(query) {
+					t.Errorf("%s%s: %v", r.Alert, r.Record, err)
+				}
 			}
 		}
 	}
@@ -160,21 +82,9 @@ func TestAlertsNeedNoRecordingRule(t *testing.T) {
 
 // The dashboards draw the thresholds: a number alone on the right of the first comparison.
 func TestThresholdIsOneNumber(t *testing.T) {
-	for name, r := range alerts(t) {
-		expr, err := rules.Parser.ParseExpr(r.Expr)
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		binary, ok := expr.(*parser.BinaryExpr)
-		for ok && binary.Op.IsSetOperator() {
-			binary, ok = binary.LHS.(*parser.BinaryExpr)
-		}
-		if !ok || !binary.Op.IsComparisonOperator() {
-			t.Errorf("%s: %s does not begin with a comparison", name, r.Expr)
-			continue
-		}
-		if _, ok := binary.RHS.(*parser.NumberLiteral); !ok {
-			t.Errorf("%s: the threshold %s is no number", name, binary.RHS)
+	for _, r := range alerts(t) {
+		if _, err := r.Limit(); err != nil {
+			t.Error(err)
 		}
 	}
 }
@@ -262,12 +172,14 @@ func TestIndexTellsSeverity(t *testing.T) {
 var codeRE = regexp.MustCompile("(?s)\n```\n(.*?)\n```\n")
 
 func TestRunbooksNameOnlyWhatIsExported(t *testing.T) {
-	known := series(t)
+	known := rules.KnownNames(read(t, rulesFile))
 	for name := range alerts(t) {
 		queries := 0
 		for _, block := range codeRE.FindAllStringSubmatch(readText(t, runbookDir+name+".md"), -1) {
 			if strings.Contains(block[1], "{instance") || strings.Contains(block[1], "{job") {
-				checkQuery(t, name+".md", block[1], known)
+				for _, err := range known.Check(block[1]) {
+					t.Errorf("%s.md: %v", name, err)
+				}
 				queries++
 			}
 		}

@@ -1,8 +1,10 @@
-// Package rules reads Prometheus rule files, and writes copies of them in which time runs faster.
+// Package rules reads Prometheus rule files, tells what the rules in them compare and name, and writes copies of them in which time
+// runs faster.
 package rules
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -68,6 +70,80 @@ func (f File) All() []Rule {
 		all = append(all, g.Rules...)
 	}
 	return all
+}
+
+// ReadAlerts reads a rule file that has nothing but alerts and returns them by name.
+func ReadAlerts(path string) (map[string]Rule, error) {
+	f, err := Read(path)
+	if err != nil {
+		return nil, err
+	}
+	alerts := map[string]Rule{}
+	for _, r := range f.All() {
+		if _, twice := alerts[r.Alert]; twice || r.Alert == "" {
+			return nil, fmt.Errorf("%s: alert %q is there twice, or no alert: %s", path, r.Alert, r.Expr)
+		}
+		alerts[r.Alert] = r
+	}
+	if len(alerts) == 0 {
+		return nil, fmt.Errorf("%s: no alerts", path)
+	}
+	return alerts, nil
+}
+
+// Limit is the number on the right of the rule's first comparison: 0.85 in `max(ratio) > 0.85 and on () up == 1`.
+func (r Rule) Limit() (float64, error) {
+	expr, err := Parser.ParseExpr(r.Expr)
+	if err != nil {
+		return 0, fmt.Errorf("%s%s: %w", r.Alert, r.Record, err)
+	}
+	for {
+		switch e := expr.(type) {
+		case *parser.ParenExpr:
+			expr = e.Expr
+			continue
+		case *parser.BinaryExpr:
+			if e.Op.IsSetOperator() { // the rule is about what is left of it
+				expr = e.LHS
+				continue
+			}
+			if number, ok := e.RHS.(*parser.NumberLiteral); ok && e.Op.IsComparisonOperator() {
+				return number.Val, nil
+			}
+		}
+		return 0, fmt.Errorf("%s%s: %s is no comparison with a number", r.Alert, r.Record, expr)
+	}
+}
+
+// Horizon is how far ahead, in seconds, the rule's predict_linear looks.
+func (r Rule) Horizon() (float64, error) {
+	expr, err := Parser.ParseExpr(r.Expr)
+	if err != nil {
+		return 0, fmt.Errorf("%s%s: %w", r.Alert, r.Record, err)
+	}
+	horizon, err := 0.0, fmt.Errorf("%s%s: no predict_linear", r.Alert, r.Record)
+	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+		if call, ok := node.(*parser.Call); ok && call.Func.Name == "predict_linear" {
+			horizon, err = product(call.Args[1])
+		}
+		return nil
+	})
+	return horizon, err
+}
+
+// product is the value of a number or of a product of them, as in `15 * 60`.
+func product(expr parser.Expr) (float64, error) {
+	switch e := expr.(type) {
+	case *parser.NumberLiteral:
+		return e.Val, nil
+	case *parser.BinaryExpr:
+		left, err := product(e.LHS)
+		right, err2 := product(e.RHS)
+		if e.Op == parser.MUL {
+			return left * right, errors.Join(err, err2)
+		}
+	}
+	return 0, fmt.Errorf("%s is not a number", expr)
 }
 
 // Faster returns a copy in which everything happens factor times sooner: interval, for, keep_firing_for, ranges, offsets,

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,6 +53,52 @@ func TestFaster(t *testing.T) {
 
 	if _, err := (File{Groups: []Group{{Rules: []Rule{{Alert: "Broken", Expr: "rate("}}}}}).Faster(30); err == nil || !strings.Contains(err.Error(), "Broken") {
 		t.Errorf("an expression that does not parse: error %v, want one that names the alert", err)
+	}
+}
+
+func TestLimitAndHorizon(t *testing.T) {
+	for _, c := range []struct {
+		expr           string
+		limit, horizon float64 // 0: it has none
+	}{
+		{`a > 0.85`, 0.85, 0},
+		{`(a / b > 0.5)`, 0.5, 0},
+		{`a > 0.5 and on (job) b > 3`, 0.5, 0},
+		{`sum(a > 7) / b > 0.25 unless c == 1`, 0.25, 0},
+		{`predict_linear(a[3m], 900) > 1`, 1, 900},
+		{`predict_linear(a[3m], 15 * 60) > 1 and a > 0.3`, 1, 900},
+		{`a > b`, 0, 0},
+		{`a > 0.5 * b`, 0, 0},
+		{`sum(a > 7)`, 0, 0},
+		{`a > (`, 0, 0},
+	} {
+		rule := Rule{Alert: "A", Expr: c.expr}
+		if got, err := rule.Limit(); got != c.limit || (err == nil) != (c.limit != 0) {
+			t.Errorf("%s: limit %v, %v, want %v", c.expr, got, err, c.limit)
+		}
+		if got, err := rule.Horizon(); got != c.horizon || (err == nil) != (c.horizon != 0) {
+			t.Errorf("%s: horizon %v, %v, want %v", c.expr, got, err, c.horizon)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	known := Names{"a": {"x"}, "b": {"y"}, "recorded": nil, "up": {}}
+	for query, wrong := range map[string]string{
+		`a{x="1",job="j"} and on (x) b`:                  "",
+		`sum by (x, instance) (rate(a[5m]))`:             "",
+		`sum by (y) (a) / sum by (y) (b)`:                "has the label y",
+		`sum by (z) (label_replace(a, "z", "", "", ""))`: "",
+		`sum by (anything) (recorded)`:                   "",
+		`a * on (x) group_left (z) b`:                    "has the label z",
+		`a{y="1"}`:                                       "a has no label y",
+		`c`:                                              "exports or records c",
+		`rate(`:                                          "parse error",
+	} {
+		err := errors.Join(known.Check(query)...)
+		if (err != nil) != (wrong != "") || err != nil && !strings.Contains(err.Error(), wrong) {
+			t.Errorf("%s: %v, want %q", query, err, wrong)
+		}
 	}
 }
 
