@@ -124,6 +124,7 @@ func TestBrokenFile(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		root := copyProc(t)
 		e := startExporter(t, "--path.procfs="+root)
+		wantOnlyFailed(t, e.scrapeWithin(t, 2)) // and all that is logged at the start
 		for _, c := range []struct{ file, text, part string }{
 			{"net/snmp", "Tcp: ActiveOpens ActiveOpens\nTcp: 1 1\n", "snmp"},
 			{"net/snmp", strings.Repeat("Tcp: ActiveOpens\nTcp: 1\n", 10_000), "snmp"},
