@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"maps"
@@ -115,7 +116,7 @@ func (a *acceptQueues) addTo(out *samples, netns string, named *portSet, limits 
 		}
 	}
 	slices.SortFunc(endpoints, func(a, b tcptable.Endpoint) int {
-		return cmp.Or(cmp.Compare(a.Port, b.Port), slices.Compare(a.Addr[:], b.Addr[:]))
+		return cmp.Or(cmp.Compare(a.Port, b.Port), bytes.Compare(a.Addr[:], b.Addr[:]))
 	})
 	rest := maps.Clone(a.others)
 	var locals int // of the port, so far

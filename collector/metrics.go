@@ -1,10 +1,10 @@
 package collector
 
 import (
+	"bytes"
 	"cmp"
 	"iter"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -339,7 +339,7 @@ func (t *tally) addRemotes(out *samples, netns string, n int) {
 
 	// Equal ones are kept apart by address, so that they don't take turns.
 	top := largest(t.allRemotes(), n, func(a, b remote) int {
-		return cmp.Or(cmp.Compare(b.rows, a.rows), slices.Compare(a.key[:], b.key[:]))
+		return cmp.Or(cmp.Compare(b.rows, a.rows), bytes.Compare(a.key[:], b.key[:]))
 	})
 	for _, r := range top {
 		name := t.remoteName(r.key)
@@ -416,9 +416,9 @@ func byBlocked(a, b heldDestination) int {
 func byHeld(a, b heldDestination) int {
 	return cmp.Or(
 		cmp.Compare(b.held, a.held),
-		slices.Compare(a.key.remote[:], b.key.remote[:]),
+		bytes.Compare(a.key.remote[:], b.key.remote[:]),
 		cmp.Compare(a.key.port, b.key.port),
-		slices.Compare(a.key.local[:], b.key.local[:]),
+		bytes.Compare(a.key.local[:], b.key.local[:]),
 	)
 }
 
