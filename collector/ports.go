@@ -21,6 +21,14 @@ type portSet [1 << 16 / 64]uint64
 func (s *portSet) add(port uint16)      { s[port/64] |= 1 << (port % 64) }
 func (s *portSet) has(port uint16) bool { return s[port/64]&(1<<(port%64)) != 0 }
 
+// addRange adds the ports from low to high.
+func (s *portSet) addRange(low, high int) {
+	const all = ^uint64(0)
+	for i := low / 64; i <= high/64; i++ {
+		s[i] |= all << max(low-64*i, 0) & (all >> max(64*i+63-high, 0))
+	}
+}
+
 func (s *portSet) len() int {
 	n := 0
 	for _, word := range s {
@@ -60,9 +68,7 @@ func readPool(ctx context.Context, root string) (*pool, error) {
 		return nil, fmt.Errorf("%s: %d is not a low and a high port", kernelstat.SysctlPath(root, portRange), bounds)
 	}
 	p := &pool{low: int(bounds[0]), high: int(bounds[1])}
-	for port := p.low; port <= p.high; port++ {
-		p.ports.add(uint16(port))
-	}
+	p.ports.addRange(p.low, p.high)
 	reserved, err := readReservedPorts(ctx, kernelstat.SysctlPath(root, "net.ipv4.ip_local_reserved_ports"))
 	if err != nil {
 		return nil, err
@@ -136,9 +142,7 @@ func parsePorts(list string) (*portSet, error) {
 		if err1 != nil || err2 != nil || low > high {
 			return nil, fmt.Errorf("%.200q is neither a port nor a range of ports", item)
 		}
-		for port := low; port <= high; port++ {
-			ports.add(uint16(port))
-		}
+		ports.addRange(int(low), int(high))
 	}
 	return ports, nil
 }

@@ -318,3 +318,22 @@ func TestReusable(t *testing.T) {
 		}
 	}
 }
+
+// TestAddRange adds all ranges of some ports, beside others.
+func TestAddRange(t *testing.T) {
+	bounds := []int{0, 1, 62, 63, 64, 65, 127, 128, 129, 191, 192, 1000, 65471, 65472, 65534, 65535}
+	for i, low := range bounds {
+		for _, high := range bounds[i:] {
+			var got, want portSet
+			got.add(500)
+			want.add(500)
+			got.addRange(low, high)
+			for port := low; port <= high; port++ {
+				want.add(uint16(port))
+			}
+			if got != want {
+				t.Errorf("%d to %d has %d ports, want %d", low, high, got.len(), want.len())
+			}
+		}
+	}
+}
