@@ -3,16 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"math"
 	"os"
 	"regexp"
 	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"timewait_exporter/test/netns"
 )
 
 // TestMain is main for the processes that the program starts as itself.
@@ -105,7 +105,7 @@ func TestMeasure(t *testing.T) {
 			})
 			var report, stderr bytes.Buffer
 			command.Stdout, command.Stderr = &report, &stderr
-			if err := command.Start(); errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) {
+			if err := command.Start(); netns.Refused(err) {
 				t.Skipf("no user namespaces here: %v", err)
 			} else if err != nil {
 				t.Fatal(err)

@@ -18,10 +18,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
+	"timewait_exporter/test/program"
 )
 
 const usage = `Usage: go -C test run ./bench [flags]
@@ -172,16 +174,10 @@ func compare(ctx context.Context, o options, args []string) error {
 	return nil
 }
 
-// inNamespace is this program once more, as root of a user namespace and in a network namespace of its own.
+// inNamespace is this program once more, in a network namespace of its own.
 func inNamespace(ctx context.Context, args []string) *exec.Cmd {
-	c := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	c := netns.Command(ctx, unix.CLONE_NEWNET, "/proc/self/exe", args...)
 	c.Stdout, c.Stderr = os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{
-		Pdeathsig:   syscall.SIGKILL,
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-	}
 	return c
 }
 
@@ -194,15 +190,7 @@ func buildExporter(ctx context.Context, path, folder string) (string, error) {
 	if path != "" {
 		return filepath.Abs(path)
 	}
-	path = filepath.Join(folder, "timewait_exporter")
-	build := exec.CommandContext(ctx, "go", "build", "-o", path, "./cmd/timewait_exporter")
-	build.Dir = repository
-	// As it is shipped: static.
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%s: %w\n%s", build, err, out)
-	}
-	return path, nil
+	return program.Build(ctx, repository, folder)
 }
 
 func installNodeExporter(ctx context.Context, path string) (string, error) {

@@ -14,11 +14,13 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
 )
 
 // openNamespace makes the private network namespace ready for as many sockets as asked.
 func openNamespace() error {
-	if err := setLinkUp("lo"); err != nil {
+	if err := netns.LoopbackUp(); err != nil {
 		return err
 	}
 	for name, value := range map[string]string{
@@ -30,23 +32,6 @@ func openNamespace() error {
 		if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-func setLinkUp(name string) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("socket: %w", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	request, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
-	request.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request); err != nil {
-		return fmt.Errorf("link %s up: %w", name, err)
 	}
 	return nil
 }

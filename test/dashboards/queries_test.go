@@ -12,6 +12,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"timewait_exporter/test/netns"
+	"timewait_exporter/test/program"
 )
 
 const (
@@ -59,24 +62,29 @@ var quietWithoutData = append(slices.Clone(notInPrivateNetwork),
 	"timewait-destinations / annotation / Warnings",
 )
 
+func TestMain(m *testing.M) { program.Main(m, root) }
+
 // TestQueries runs every query of every panel, annotation and variable on a quiet machine, and on one with traffic.
 func TestQueries(t *testing.T) {
-	exporter, inside := inPrivateNetwork(t)
-	if !inside {
-		return
+	if _, err := exec.LookPath("prometheus"); err != nil {
+		t.Skipf("needs Prometheus: %v", err)
 	}
-	start(t, exec.Command(exporter, "--web.listen-address="+exporterAddress))
-	waitFor(t, "http://"+exporterAddress+"/metrics")
-	prometheus := startPrometheus(t, 9090, scrapeInterval, []map[string]any{{"targets": []string{exporterAddress}}})
-	boards := readBoards(t)
+	netns.Run(t, func(t *testing.T) {
+		netns.SetSysctl(t, "net/ipv4/ip_local_port_range", "40000 40499") // small, so that few connections use up much of it
+		netns.SetSysctl(t, "net/ipv4/tcp_tw_reuse", "0")                  // on loopback the default takes TIME_WAITs over after a second
+		start(t, exec.Command(program.Path(), "--web.listen-address="+exporterAddress))
+		waitFor(t, "http://"+exporterAddress+"/metrics")
+		prometheus := startPrometheus(t, 9090, scrapeInterval, []map[string]any{{"targets": []string{exporterAddress}}})
+		boards := readBoards(t)
 
-	time.Sleep(8 * scrapeInterval)
-	t.Run("quiet", func(t *testing.T) { prometheus.checkAll(t, boards, shown, quietWithoutData) })
-	startLoad(t)
-	time.Sleep(4 * scrapeInterval)
-	t.Run("loaded", func(t *testing.T) { prometheus.checkAll(t, boards, shown, notInPrivateNetwork) })
-	t.Run("variables", func(t *testing.T) { prometheus.checkVariables(t, boards, shown) })
-	t.Run("fleet", func(t *testing.T) { checkFleet(t, boards) })
+		time.Sleep(8 * scrapeInterval)
+		t.Run("quiet", func(t *testing.T) { prometheus.checkAll(t, boards, shown, quietWithoutData) })
+		startLoad(t)
+		time.Sleep(4 * scrapeInterval)
+		t.Run("loaded", func(t *testing.T) { prometheus.checkAll(t, boards, shown, notInPrivateNetwork) })
+		t.Run("variables", func(t *testing.T) { prometheus.checkVariables(t, boards, shown) })
+		t.Run("fleet", func(t *testing.T) { checkFleet(t, boards) })
+	})
 }
 
 // checkAll runs all queries and compares those without an answer with the list of those that should have none.

@@ -13,6 +13,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"timewait_exporter/test/netns"
+	"timewait_exporter/test/program"
 )
 
 const (
@@ -24,21 +27,20 @@ const (
 	poolSize = 1000
 )
 
+func TestMain(m *testing.M) { program.Main(m, "../..") }
+
 func TestAlertsReachAHuman(t *testing.T) {
-	if !inNamespace(t) {
-		return
-	}
-	setUpNamespace(t, map[string]string{
-		"ip_local_port_range": "20000 20999",
-		"tcp_tw_reuse":        "0", // the default, 2, reuses on loopback, where this test lives
-		"tcp_max_tw_buckets":  "20000",
-	})
-	human := startWebhook(t)
-	startStack(t, factor)
-	t.Run("troubles", func(t *testing.T) { // which end together, before the stack does
-		t.Run("client without a pool", func(t *testing.T) { t.Parallel(); clientWithoutAPool(t, human) })
-		t.Run("client that never closes", func(t *testing.T) { t.Parallel(); clientThatNeverCloses(t, human) })
-		t.Run("flood from one remote", func(t *testing.T) { t.Parallel(); floodFromOneRemote(t, human) })
+	netns.Run(t, func(t *testing.T) {
+		netns.SetSysctl(t, "net/ipv4/ip_local_port_range", "20000 20999")
+		netns.SetSysctl(t, "net/ipv4/tcp_tw_reuse", "0") // the default, 2, reuses on loopback, where this test lives
+		netns.SetSysctl(t, "net/ipv4/tcp_max_tw_buckets", "20000")
+		human := startWebhook(t)
+		startStack(t, factor)
+		t.Run("troubles", func(t *testing.T) { // which end together, before the stack does
+			t.Run("client without a pool", func(t *testing.T) { t.Parallel(); clientWithoutAPool(t, human) })
+			t.Run("client that never closes", func(t *testing.T) { t.Parallel(); clientThatNeverCloses(t, human) })
+			t.Run("flood from one remote", func(t *testing.T) { t.Parallel(); floodFromOneRemote(t, human) })
+		})
 	})
 }
 

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"net"
 	"net/http"
@@ -15,32 +14,14 @@ import (
 	"time"
 
 	"timewait_exporter/test/e2e/rules"
+	"timewait_exporter/test/program"
 )
 
-// The programs under test. Prometheus and Alertmanager are those of the tool modules in tools/, built into .tools/bin.
-var (
-	exporterPath     = flag.String("exporter", "", "timewait_exporter to run; built from this repository when empty")
-	prometheusPath   = flag.String("prometheus", "../../.tools/bin/prometheus", "Prometheus to run")
-	alertmanagerPath = flag.String("alertmanager", "../../.tools/bin/alertmanager", "Alertmanager to run")
+// Prometheus and Alertmanager are those of the modules in tools/, which `make e2e` builds.
+const (
+	prometheusPath   = "../../.tools/bin/prometheus"
+	alertmanagerPath = "../../.tools/bin/alertmanager"
 )
-
-// flagsForInside builds the exporter, which needs the network, and returns the flags that the copy in the namespace needs.
-func flagsForInside(t *testing.T) []string {
-	t.Helper()
-	for _, path := range []string{*prometheusPath, *alertmanagerPath} {
-		if _, err := exec.LookPath(path); err != nil {
-			t.Fatalf("%v: make e2e builds it", err)
-		}
-	}
-	exporter := *exporterPath
-	if exporter == "" {
-		exporter = filepath.Join(t.TempDir(), "timewait_exporter")
-		if out, err := exec.Command("go", "-C", "../..", "build", "-o", exporter, "./cmd/timewait_exporter").CombinedOutput(); err != nil {
-			t.Fatalf("go build: %v\n%s", err, out)
-		}
-	}
-	return []string{"-exporter=" + exporter, "-prometheus=" + *prometheusPath, "-alertmanager=" + *alertmanagerPath}
-}
 
 // startStack starts the exporter, Prometheus and Alertmanager with the configuration of deploy/, made faster by factor,
 // and waits until all are ready. The namespace is private, so they keep the ports that the configuration names.
@@ -66,12 +47,12 @@ func startStack(t *testing.T, factor int) {
 		}
 	}
 
-	start(t, dir, *exporterPath)
-	start(t, dir, *alertmanagerPath, "--config.file="+filepath.Join(dir, "alertmanager.yml"), "--storage.path="+filepath.Join(dir, "alertmanager"),
+	start(t, dir, program.Path())
+	start(t, dir, alertmanagerPath, "--config.file="+filepath.Join(dir, "alertmanager.yml"), "--storage.path="+filepath.Join(dir, "alertmanager"),
 		"--web.listen-address=127.0.0.1:9093", "--cluster.listen-address=")
 	waitReady(t, "http://127.0.0.1:10793/-/ready")
 	waitReady(t, "http://127.0.0.1:9093/-/ready")
-	start(t, dir, *prometheusPath, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "prometheus"),
+	start(t, dir, prometheusPath, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "prometheus"),
 		"--web.listen-address=127.0.0.1:9090")
 	waitReady(t, "http://127.0.0.1:9090/-/ready")
 }

@@ -7,9 +7,10 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"timewait_exporter/test/program"
 )
 
 // A machine is a socket table. All of its numbers are of distinct things.
@@ -138,10 +139,9 @@ func (p page) series() int {
 
 // scrapeMachines builds the exporter and lets it read a copy of /proc for each machine.
 func scrapeMachines(ctx context.Context, o options, dir string) ([]page, error) {
-	exporter := filepath.Join(dir, "timewait_exporter")
-	build := exec.CommandContext(ctx, "go", "-C", o.checkout, "build", "-o", exporter, "./cmd/timewait_exporter")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("go build: %w\n%s", err, out)
+	exporter, err := program.Build(ctx, o.checkout, dir)
+	if err != nil {
+		return nil, err
 	}
 	var pages []page
 	for i, m := range machines() {

@@ -9,9 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"timewait_exporter/collector/tcptable"
+	"timewait_exporter/test/netns"
 )
 
 // TestChurn scrapes while thousands of connections a second are opened and
@@ -20,7 +19,7 @@ import (
 func TestChurn(t *testing.T) {
 	for _, source := range []string{"procfs", "netlink"} {
 		t.Run(source, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
+			netns.Run(t, func(t *testing.T) {
 				if !slices.Contains(sources(t), source) {
 					t.Skipf("this kernel has no source %s", source)
 				}
@@ -90,7 +89,7 @@ func TestRepeatedRows(t *testing.T) {
 		"procfs": tcptable.NewProcNet("/proc/self/net"), "netlink": tcptable.NewSockDiag(),
 	} {
 		t.Run(name, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
+			netns.Run(t, func(t *testing.T) {
 				if !slices.Contains(sources(t), name) {
 					t.Skipf("this kernel has no source %s", name)
 				}
@@ -127,26 +126,26 @@ func TestRepeatedRows(t *testing.T) {
 // called, and returns when there are TIME_WAITs enough to fill many reads.
 func startChurn(t *testing.T, perSecond int) (closed *atomic.Int64, halt func()) {
 	t.Helper()
-	setSysctl(t, "net/ipv4/ip_local_port_range", "1024 65535")
+	netns.SetSysctl(t, "net/ipv4/ip_local_port_range", "1024 65535")
 	closed = new(atomic.Int64)
 	stop := make(chan struct{})
 	var workers sync.WaitGroup
 	for worker := range 2 {
 		// Past half of the ports to one destination connect() gets slow.
-		var services []service
+		var services []netns.Service
 		for i := range 4 {
-			services = append(services, serve(t, loopback4, uint16(100+10*worker+i)))
+			services = append(services, netns.Serve(t, loopback4, uint16(100+10*worker+i)))
 		}
 		workers.Go(func() { churn(t, services, perSecond/2, closed, stop) })
 	}
 	halt = sync.OnceFunc(func() { close(stop); workers.Wait() })
-	eventually(t, func() bool { return closed.Load() > 3000 },
+	netns.Eventually(t, func() bool { return closed.Load() > 3000 },
 		func() string { return fmt.Sprintf("only %d connections were closed", closed.Load()) })
 	return closed, halt
 }
 
 // churn opens and closes connections, the client first, until stop is closed.
-func churn(t *testing.T, services []service, perSecond int, closed *atomic.Int64, stop <-chan struct{}) {
+func churn(t *testing.T, services []netns.Service, perSecond int, closed *atomic.Int64, stop <-chan struct{}) {
 	const burst = 8 // small: a reader that never ends could end in a pause
 	tick := time.NewTicker(time.Second * burst / time.Duration(perSecond))
 	defer tick.Stop()
@@ -158,35 +157,11 @@ func churn(t *testing.T, services []service, perSecond int, closed *atomic.Int64
 		}
 		for i := range burst {
 			s := services[i%len(services)]
-			if err := s.openAndClose(); err != nil {
+			if err := s.OpenAndClose(); err != nil {
 				t.Errorf("churn: %v", err)
 				return
 			}
 			closed.Add(1)
 		}
 	}
-}
-
-// openAndClose leaves one TIME_WAIT of the client's. It runs beside the test,
-// where testing.T may not be ended.
-func (s service) openAndClose() error {
-	fd, err := unix.Socket(s.family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	if err := (socket{fd, s.family}).tryConnect(s.at); err != nil {
-		unix.Close(fd)
-		return err
-	}
-	server, err := s.listener.tryAccept()
-	if err != nil {
-		unix.Close(fd)
-		return err
-	}
-	defer unix.Close(server.fd)
-	if err := unix.Close(fd); err != nil {
-		return err
-	}
-	_, err = unix.Read(server.fd, make([]byte, 1))
-	return err
 }

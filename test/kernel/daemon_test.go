@@ -25,10 +25,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
+	"timewait_exporter/test/program"
 )
 
 func TestListenAddress(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		const address = "127.9.9.9:10793"
 		e := startListening(t, address)
 		for path, want := range map[string]int{
@@ -65,7 +68,7 @@ func TestListenAddress(t *testing.T) {
 }
 
 func TestTelemetryPath(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		e := startExporter(t, "--web.telemetry-path=/numbers")
 		for path, want := range map[string]int{"/numbers": http.StatusOK, "/metrics": http.StatusNotFound} {
 			response, body, err := e.get(path, nil)
@@ -80,7 +83,7 @@ func TestTelemetryPath(t *testing.T) {
 }
 
 func TestSocketActivation(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		listener, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("127.9.9.9:9")))
 		if err != nil {
 			t.Fatal(err)
@@ -136,7 +139,7 @@ const oneListener = "  sl  local_address rem_address   st tx_queue rx_queue tr t
 
 // TestDeadline asks for an answer in one second from a table that never comes.
 func TestDeadline(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		root, _ := hangingTable(t)
 		e := startExporter(t, "--path.procfs="+root)
 		start := time.Now()
@@ -159,14 +162,14 @@ func TestDeadline(t *testing.T) {
 		if n := len(p.series("tcp_connections")); n != 0 {
 			t.Errorf("tcp_connections has %d series of a table that was not read", n)
 		}
-		eventually(t, func() bool { return strings.Contains(e.log.String(), "collector=sockets") },
+		netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "collector=sockets") },
 			func() string { return "the log does not say what failed:\n" + e.log.String() })
 	})
 }
 
 // TestOddDeadlines sends headers that Prometheus would not.
 func TestOddDeadlines(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		e := startExporter(t)
 		for _, seconds := range []string{"", "ten", "-1", "0", "NaN", "+Inf", "1e300"} {
 			response, body, err := e.get("/metrics", http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {seconds}})
@@ -182,7 +185,7 @@ func TestOddDeadlines(t *testing.T) {
 // TestSharedWalk sends two scrapes at once: they share one reading of the
 // table, which here can be read only once.
 func TestSharedWalk(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		root, table := hangingTable(t)
 		e := startExporter(t, "--path.procfs="+root)
 		type answer struct {
@@ -213,7 +216,7 @@ func TestSharedWalk(t *testing.T) {
 
 // TestMaxRequests has more scrapes waiting than the program may hold.
 func TestMaxRequests(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		root, table := hangingTable(t)
 		e := startExporter(t, "--path.procfs="+root, "--web.max-requests=1")
 		first := make(chan error, 1)
@@ -244,14 +247,14 @@ func TestMaxRequests(t *testing.T) {
 // TestStop ends the program at moments when a server likes to hang on.
 func TestStop(t *testing.T) {
 	t.Run("idle_connection", func(t *testing.T) {
-		inNamespace(t, func(t *testing.T) {
+		netns.Run(t, func(t *testing.T) {
 			e := startExporter(t)
 			e.scrape(t) // leaves its connection open
 			wantCleanExit(t, e)
 		})
 	})
 	t.Run("silent_connection", func(t *testing.T) {
-		inNamespace(t, func(t *testing.T) {
+		netns.Run(t, func(t *testing.T) {
 			e := startListening(t, "127.9.9.9:10793")
 			conn, err := net.Dial("tcp", "127.9.9.9:10793")
 			if err != nil {
@@ -262,7 +265,7 @@ func TestStop(t *testing.T) {
 		})
 	})
 	t.Run("scrape_that_hangs", func(t *testing.T) {
-		inNamespace(t, func(t *testing.T) {
+		netns.Run(t, func(t *testing.T) {
 			root, _ := hangingTable(t)
 			e := startExporter(t, "--path.procfs="+root)
 			go func() { _, _, _ = e.get("/metrics", nil) }() // cut off by the end of the program
@@ -276,7 +279,7 @@ func TestStop(t *testing.T) {
 
 // TestHangup sends SIGHUP: an orderly end, unless it was ignored from the start.
 func TestHangup(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		e := startExporter(t)
 		e.scrape(t)
 		if err := e.command.Process.Signal(syscall.SIGHUP); err != nil {
@@ -292,7 +295,7 @@ func TestHangup(t *testing.T) {
 		}
 
 		const address = "127.9.9.9:10793"
-		e = run(t, exec.Command("/bin/sh", "-c", `trap '' HUP; exec "$0" "$@"`, os.Getenv(programEnv), "--web.listen-address="+address))
+		e = run(t, exec.Command("/bin/sh", "-c", `trap '' HUP; exec "$0" "$@"`, program.Path(), "--web.listen-address="+address))
 		e.waitListening(t, address)
 		if err := e.command.Process.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
@@ -308,7 +311,7 @@ func TestHangup(t *testing.T) {
 // TestUsageErrors gives every flag a value it can't have: the program says
 // which flag and ends, rather than running with something else.
 func TestUsageErrors(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		dir := t.TempDir()
 		pipe := filepath.Join(dir, "pipe") // whoever reads it waits
 		if err := unix.Mkfifo(pipe, 0o600); err != nil {
@@ -392,7 +395,7 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		code, output := runToEnd(t, "--help")
 		if code != 0 {
 			t.Errorf("--help: exit code %d, want 0", code)
@@ -415,7 +418,7 @@ func TestHelp(t *testing.T) {
 
 // TestLogFormat reads every line of the log as JSON.
 func TestLogFormat(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		e := startExporter(t, "--log.format=json", "--log.level=debug")
 		e.scrape(t)
 		wantCleanExit(t, e)
@@ -433,7 +436,7 @@ func TestLogFormat(t *testing.T) {
 
 // TestRunbooks finds every runbook behind the address that its alert names.
 func TestRunbooks(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		files, err := filepath.Glob("../../docs/runbooks/[FT]*.md")
 		if err != nil || len(files) == 0 {
 			t.Fatalf("no runbooks: %v", err)
@@ -461,7 +464,7 @@ func TestRunbooks(t *testing.T) {
 
 // TestSource reads from where the flag says, and says so.
 func TestSource(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		available := sources(t)
 		for flag, want := range map[string]string{"procfs": "procfs", "netlink": "netlink", "auto": available[len(available)-1]} {
 			if !slices.Contains(available, want) {
@@ -471,7 +474,7 @@ func TestSource(t *testing.T) {
 			p := e.scrape(t)
 			p.want(t, 1, "timewait_exporter_source_info", "source", want)
 			p.want(t, 1, "timewait_exporter_source_info")
-			eventually(t, func() bool { return strings.Contains(e.log.String(), "source="+want) },
+			netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "source="+want) },
 				func() string { return "the log does not say that the source is " + want + ":\n" + e.log.String() })
 		}
 	})
@@ -479,8 +482,8 @@ func TestSource(t *testing.T) {
 
 // TestAddressInUse can't be told by the flags: it is an error of the run.
 func TestAddressInUse(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		listen(t, netip.MustParseAddrPort("127.9.9.9:10793"), 1)
+	netns.Run(t, func(t *testing.T) {
+		netns.Listen(t, netip.MustParseAddrPort("127.9.9.9:10793"), 1)
 		code, output := runToEnd(t, "--web.listen-address=127.9.9.9:10793")
 		if code != 1 || !strings.Contains(output, "127.9.9.9:10793") || !strings.Contains(output, "in use") {
 			t.Errorf("exit code %d, want 1 and a message\n%s", code, output)
@@ -493,7 +496,7 @@ func runToEnd(t *testing.T, args ...string) (code int, output string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	command := exec.CommandContext(ctx, os.Getenv(programEnv), args...)
+	command := exec.CommandContext(ctx, program.Path(), args...)
 	text, err := command.CombinedOutput()
 	if ctx.Err() != nil {
 		t.Errorf("%q: still running after 10 s:\n%s", args, text)
@@ -505,7 +508,7 @@ func runToEnd(t *testing.T, args ...string) (code int, output string) {
 
 // TestWebConfig serves over TLS to those who know the password.
 func TestWebConfig(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		dir := t.TempDir()
 		pool := writeCertificate(t, filepath.Join(dir, "certificate.pem"), filepath.Join(dir, "key.pem"))
 		// bcrypt of "secret"
@@ -588,22 +591,22 @@ func writeCertificate(t *testing.T, certificate, key string) *x509.CertPool {
 // and one outbound one to each.
 func callers(t *testing.T, connections map[string]int) {
 	t.Helper()
-	w := newWire(t)
-	for _, near := range []netip.AddrPort{netip.AddrPortFrom(wireNear4.Addr(), 8000), netip.AddrPortFrom(wireNear6.Addr(), 8000)} {
-		listener := listen(t, near, 100)
+	w := netns.NewWire(t)
+	for _, near := range []netip.AddrPort{netip.AddrPortFrom(netns.WireNear4.Addr(), 8000), netip.AddrPortFrom(netns.WireNear6.Addr(), 8000)} {
+		listener := netns.Listen(t, near, 100)
 		for ip, n := range connections {
 			remote := netip.MustParseAddr(ip)
 			if remote.Is4() != near.Addr().Is4() {
 				continue
 			}
 			for i := range n {
-				w.call(t, netip.AddrPortFrom(remote, uint16(1000+i)), near).confirm(t)
-				listener.accept(t)
+				w.Call(t, netip.AddrPortFrom(remote, uint16(1000+i)), near).Confirm(t)
+				listener.Accept(t)
 			}
-			so := newSocket(t, familyOf(remote))
+			so := netns.NewSocket(t, netns.FamilyOf(remote))
 			far := netip.AddrPortFrom(remote, 443)
-			so.start(t, far)
-			w.answer(t, so.local(t), far)
+			so.Start(t, far)
+			w.Answer(t, so.Local(t), far)
 		}
 	}
 	total := 2 // listeners
@@ -611,7 +614,7 @@ func callers(t *testing.T, connections map[string]int) {
 		total += n + 1
 	}
 	var have int
-	eventually(t, func() bool { have = len(readTable(t)); return have == total },
+	netns.Eventually(t, func() bool { have = len(readTable(t)); return have == total },
 		func() string { return fmt.Sprintf("%d sockets, want %d", have, total) })
 }
 
@@ -620,7 +623,7 @@ var remoteHosts = map[string]int{"10.9.0.2": 5, "10.9.0.3": 4, "10.9.0.130": 3, 
 // TestTop names the largest remotes, destinations and listeners and adds up
 // the others.
 func TestTop(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		callers(t, remoteHosts)
 		p := startExporter(t, "--collector.remotes=2", "--collector.destinations=1", "--collector.listeners=0").scrape(t)
 		p.want(t, 7, "tcp_remote_connections", "remote_ip", "fd00:9::2", "direction", "inbound", "state", "established")
@@ -642,7 +645,7 @@ func TestTop(t *testing.T) {
 
 // TestPrefix folds remote addresses into blocks.
 func TestPrefix(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		callers(t, remoteHosts)
 		p := startExporter(t, "--collector.remote-prefix-ipv4=25", "--collector.remote-prefix-ipv6=64").scrape(t)
 		for block, n := range map[string]float64{"10.9.0.0/25": 9, "10.9.0.128/25": 5, "fd00:9::/64": 8} {
@@ -658,7 +661,7 @@ func TestPrefix(t *testing.T) {
 
 // TestNoRemoteIPs exports no address of anybody else's.
 func TestNoRemoteIPs(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		callers(t, remoteHosts)
 		e := startExporter(t, "--no-collector.remote-ips")
 		_, body, err := e.get("/metrics", nil)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
 )
 
 var (
@@ -23,8 +25,8 @@ var (
 // setPorts makes low to high, less reserved, the ephemeral ports.
 func setPorts(t *testing.T, low, high int, reserved string) {
 	t.Helper()
-	setSysctl(t, "net/ipv4/ip_local_port_range", fmt.Sprintf("%d %d", low, high))
-	setSysctl(t, "net/ipv4/ip_local_reserved_ports", reserved)
+	netns.SetSysctl(t, "net/ipv4/ip_local_port_range", fmt.Sprintf("%d %d", low, high))
+	netns.SetSysctl(t, "net/ipv4/ip_local_reserved_ports", reserved)
 }
 
 // exhaust repeats call until it fails with errno, and holds the gauge of the
@@ -62,10 +64,10 @@ func exhaust(t *testing.T, es exporters, pool string, errno error, slack int, ca
 }
 
 // exhaustService connects until there are no ports left.
-func exhaustService(t *testing.T, es exporters, s service) int {
+func exhaustService(t *testing.T, es exporters, s netns.Service) int {
 	t.Helper()
 	return exhaust(t, es, "connect", unix.EADDRNOTAVAIL, 0, func() error {
-		_, err := s.connect(t)
+		_, err := s.Connect(t)
 		return err
 	})
 }
@@ -108,60 +110,60 @@ func TestConnectExhaustion(t *testing.T) {
 	}{
 		{"one_destination", func(t *testing.T) {
 			setPorts(t, 40000, 40039, "")
-			first, second := serve(t, loopback4, 9000), serve(t, loopback4, 9001)
+			first, second := netns.Serve(t, loopback4, 9000), netns.Serve(t, loopback4, 9001)
 			es := startExporters(t)
 			wantCalls(t, exhaustService(t, es, first), 40)
-			second.mustConnect(t, 10)
+			second.MustConnect(t, 10)
 
 			for _, p := range es.scrape(t) {
-				p.want(t, 40, "tcp_destination_ports_used", append(destination(loopback4, first.at), "state", "established")...)
-				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback4, first.at)...)
-				p.want(t, 0.25, "tcp_destination_port_utilisation_ratio", destination(loopback4, second.at)...)
+				p.want(t, 40, "tcp_destination_ports_used", append(destination(loopback4, first.At), "state", "established")...)
+				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback4, first.At)...)
+				p.want(t, 0.25, "tcp_destination_port_utilisation_ratio", destination(loopback4, second.At)...)
 				p.want(t, 40, "tcp_ephemeral_ports_used")
 				p.want(t, 2, "tcp_destinations")
 			}
 		}},
 		{"another_local_IP", func(t *testing.T) {
 			setPorts(t, 40000, 40009, "")
-			s := serve(t, loopback4, 9000)
+			s := netns.Serve(t, loopback4, 9000)
 			es := startExporters(t)
 			wantCalls(t, exhaustService(t, es, s), 10)
 			other := s
-			other.from = netip.MustParseAddr("127.0.0.2")
-			other.mustConnect(t, 5)
+			other.From = netip.MustParseAddr("127.0.0.2")
+			other.MustConnect(t, 5)
 			for _, p := range es.scrape(t) {
-				p.want(t, 0.5, "tcp_destination_port_utilisation_ratio", destination(other.from, s.at)...)
-				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback4, s.at)...)
+				p.want(t, 0.5, "tcp_destination_port_utilisation_ratio", destination(other.From, s.At)...)
+				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback4, s.At)...)
 			}
 		}},
 		{"IPv6", func(t *testing.T) {
 			setPorts(t, 40000, 40019, "")
-			s := serve(t, loopback6, 9000)
+			s := netns.Serve(t, loopback6, 9000)
 			es := startExporters(t)
 			wantCalls(t, exhaustService(t, es, s), 20)
 			for _, p := range es.scrape(t) {
-				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback6, s.at)...)
+				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback6, s.At)...)
 			}
 		}},
 		{"reserved_ports", func(t *testing.T) {
 			setPorts(t, 40000, 40019, "80,40003,40010-40014,50000-50100")
 			es := startExporters(t)
-			wantCalls(t, exhaustService(t, es, serve(t, loopback4, 9000)), 14)
+			wantCalls(t, exhaustService(t, es, netns.Serve(t, loopback4, 9000)), 14)
 			for _, p := range es.scrape(t) {
 				p.want(t, 14, "tcp_ephemeral_ports")
 			}
 		}},
 		{"every_port_reserved", func(t *testing.T) {
 			setPorts(t, 40000, 40001, "40000-40001")
-			wantCalls(t, exhaustService(t, startExporters(t), serve(t, loopback4, 9000)), 0)
+			wantCalls(t, exhaustService(t, startExporters(t), netns.Serve(t, loopback4, 9000)), 0)
 		}},
 		{"odd_range", func(t *testing.T) {
 			// The kernel's search rounds the size of the range down to an even
 			// number (__inet_hash_connect), so it may miss one port.
 			setPorts(t, 40000, 40020, "")
-			s := serve(t, loopback4, 9000)
+			s := netns.Serve(t, loopback4, 9000)
 			n := exhaust(t, startExporters(t), "connect", unix.EADDRNOTAVAIL, 1, func() error {
-				_, err := s.connect(t)
+				_, err := s.Connect(t)
 				return err
 			})
 			if n != 20 && n != 21 {
@@ -170,44 +172,44 @@ func TestConnectExhaustion(t *testing.T) {
 		}},
 		{"one_port", func(t *testing.T) {
 			setPorts(t, 40000, 40000, "")
-			wantCalls(t, exhaustService(t, startExporters(t), serve(t, loopback4, 9000)), 1)
+			wantCalls(t, exhaustService(t, startExporters(t), netns.Serve(t, loopback4, 9000)), 1)
 		}},
 		{"listeners_inside", func(t *testing.T) {
 			setPorts(t, 40000, 40019, "")
-			listen(t, netip.MustParseAddrPort("127.0.0.77:40005"), 1)
-			listen(t, netip.MustParseAddrPort("[::1]:40006"), 1)
-			listen(t, netip.MustParseAddrPort("0.0.0.0:40007"), 1)
-			wantCalls(t, exhaustService(t, startExporters(t), serve(t, loopback4, 9000)), 17)
+			netns.Listen(t, netip.MustParseAddrPort("127.0.0.77:40005"), 1)
+			netns.Listen(t, netip.MustParseAddrPort("[::1]:40006"), 1)
+			netns.Listen(t, netip.MustParseAddrPort("0.0.0.0:40007"), 1)
+			wantCalls(t, exhaustService(t, startExporters(t), netns.Serve(t, loopback4, 9000)), 17)
 		}},
 		{"listeners_on_every_port", func(t *testing.T) {
 			setPorts(t, 40000, 40001, "")
-			listen(t, netip.MustParseAddrPort("127.0.0.1:40000"), 1)
-			listen(t, netip.MustParseAddrPort("127.0.0.1:40001"), 1)
-			wantCalls(t, exhaustService(t, startExporters(t), serve(t, loopback4, 9000)), 0)
+			netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:40000"), 1)
+			netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:40001"), 1)
+			wantCalls(t, exhaustService(t, startExporters(t), netns.Serve(t, loopback4, 9000)), 0)
 		}},
 		{"SYN_SENT", func(t *testing.T) {
-			newWire(t) // nobody answers
+			netns.NewWire(t) // nobody answers
 			setPorts(t, 40000, 40009, "")
 			n := exhaust(t, startExporters(t), "connect", unix.EADDRNOTAVAIL, 0, func() error {
-				return newSocket(t, unix.AF_INET).tryStart(netip.MustParseAddrPort("10.9.0.2:9000"))
+				return netns.NewSocket(t, unix.AF_INET).TryStart(netip.MustParseAddrPort("10.9.0.2:9000"))
 			})
 			wantCalls(t, n, 10)
 		}},
 		{"dual_stack_clients", func(t *testing.T) {
 			// AF_INET6 sockets connecting to ::ffff:127.0.0.1 take from the same ports.
 			setPorts(t, 40000, 40019, "")
-			s := serve(t, loopback4, 9000)
+			s := netns.Serve(t, loopback4, 9000)
 			n := exhaust(t, startExporters(t), "connect", unix.EADDRNOTAVAIL, 0, func() error {
-				s.family ^= unix.AF_INET ^ unix.AF_INET6
-				_, err := s.connect(t)
+				s.Family ^= unix.AF_INET ^ unix.AF_INET6
+				_, err := s.Connect(t)
 				return err
 			})
 			wantCalls(t, n, 20)
 		}},
 		{"dual_stack_server", func(t *testing.T) {
 			setPorts(t, 40000, 40019, "")
-			s := serve(t, netip.IPv6Unspecified(), 9000)
-			s.at, s.family = netip.MustParseAddrPort("127.0.0.1:9000"), unix.AF_INET
+			s := netns.Serve(t, netip.IPv6Unspecified(), 9000)
+			s.At, s.Family = netip.MustParseAddrPort("127.0.0.1:9000"), unix.AF_INET
 			es := startExporters(t)
 			wantCalls(t, exhaustService(t, es, s), 20)
 			for _, p := range es.scrape(t) {
@@ -217,9 +219,9 @@ func TestConnectExhaustion(t *testing.T) {
 		}},
 		{"server_side_TIME_WAIT", func(t *testing.T) {
 			setPorts(t, 40000, 40009, "")
-			s := serve(t, loopback4, 9000)
-			for _, p := range s.mustConnectFrom(t, loopback4, 20000, 30) {
-				p.closeServerFirst(t)
+			s := netns.Serve(t, loopback4, 9000)
+			for _, p := range s.MustConnectFrom(t, loopback4, 20000, 30) {
+				p.CloseServerFirst(t)
 			}
 			es := startExporters(t)
 			for _, p := range es.scrape(t) {
@@ -231,9 +233,9 @@ func TestConnectExhaustion(t *testing.T) {
 		}},
 		{"server_side_TIME_WAIT_inside", func(t *testing.T) {
 			setPorts(t, 40000, 40009, "")
-			inside := serve(t, loopback4, 40005)
-			for _, p := range inside.mustConnectFrom(t, loopback4, 20000, 30) {
-				p.closeServerFirst(t)
+			inside := netns.Serve(t, loopback4, 40005)
+			for _, p := range inside.MustConnectFrom(t, loopback4, 20000, 30) {
+				p.CloseServerFirst(t)
 			}
 			es := startExporters(t)
 			for _, p := range es.scrape(t) {
@@ -241,20 +243,20 @@ func TestConnectExhaustion(t *testing.T) {
 				p.want(t, 1, "tcp_ephemeral_ports_used")
 				p.want(t, 0.1, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 			}
-			wantCalls(t, exhaustService(t, es, serve(t, loopback4, 9000)), 9)
+			wantCalls(t, exhaustService(t, es, netns.Serve(t, loopback4, 9000)), 9)
 		}},
 		{"every_closing_state", func(t *testing.T) {
 			// None of them gives its port back before TIME_WAIT is over.
 			setPorts(t, 40000, 40019, "")
-			w := newWire(t)
+			w := netns.NewWire(t)
 			far := netip.AddrPortFrom(stacks[0].server, 443)
 			for _, k := range kinds {
-				so := newSocket(t, unix.AF_INET)
-				so.start(t, far)
-				k.reach(t, established{so, w.answer(t, so.local(t), far)})
+				so := netns.NewSocket(t, unix.AF_INET)
+				so.Start(t, far)
+				k.reach(t, established{so, w.Answer(t, so.Local(t), far)})
 			}
 			n := exhaust(t, startExporters(t), "connect", unix.EADDRNOTAVAIL, 0, func() error {
-				return newSocket(t, unix.AF_INET).tryStart(far)
+				return netns.NewSocket(t, unix.AF_INET).TryStart(far)
 			})
 			wantCalls(t, n, 20-len(kinds))
 		}},
@@ -263,16 +265,16 @@ func TestConnectExhaustion(t *testing.T) {
 			// destination too, which the table does not show: the ratio is a lower
 			// bound then, and the ports used are the upper one.
 			setPorts(t, 40000, 40009, "")
-			first, second := serve(t, loopback4, 9000), serve(t, loopback4, 9001)
+			first, second := netns.Serve(t, loopback4, 9000), netns.Serve(t, loopback4, 9001)
 			for range 5 {
-				client := newSocket(t, unix.AF_INET)
-				client.bind(t, netip.AddrPortFrom(loopback4, 0))
-				if _, err := first.join(t, client); err != nil {
-					t.Fatalf("connect %s: %v", first.at, err)
+				client := netns.NewSocket(t, unix.AF_INET)
+				client.Bind(t, netip.AddrPortFrom(loopback4, 0))
+				if _, err := first.Join(t, client); err != nil {
+					t.Fatalf("connect %s: %v", first.At, err)
 				}
 			}
-			second.mustConnect(t, 5)
-			if _, err := second.connect(t); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			second.MustConnect(t, 5)
+			if _, err := second.Connect(t); !errors.Is(err, unix.EADDRNOTAVAIL) {
 				t.Fatalf("connect: %v, want EADDRNOTAVAIL", err)
 			}
 			for _, p := range startExporters(t).scrape(t) {
@@ -285,15 +287,15 @@ func TestConnectExhaustion(t *testing.T) {
 			// Nobody can connect to anything, and no destination has more than one port.
 			setPorts(t, 40000, 40009, "")
 			for port := range uint16(10) {
-				client := newSocket(t, unix.AF_INET)
-				client.bind(t, netip.AddrPortFrom(loopback4, 0))
-				if _, err := serve(t, loopback4, 9000+port).join(t, client); err != nil {
+				client := netns.NewSocket(t, unix.AF_INET)
+				client.Bind(t, netip.AddrPortFrom(loopback4, 0))
+				if _, err := netns.Serve(t, loopback4, 9000+port).Join(t, client); err != nil {
 					t.Fatal(err)
 				}
 			}
-			for _, s := range []service{serve(t, loopback4, 9100), serve(t, loopback6, 9100), serve(t, netip.MustParseAddr("127.0.0.2"), 9100)} {
-				if _, err := s.connect(t); !errors.Is(err, unix.EADDRNOTAVAIL) {
-					t.Errorf("connect %s: %v, want EADDRNOTAVAIL", s.at, err)
+			for _, s := range []netns.Service{netns.Serve(t, loopback4, 9100), netns.Serve(t, loopback6, 9100), netns.Serve(t, netip.MustParseAddr("127.0.0.2"), 9100)} {
+				if _, err := s.Connect(t); !errors.Is(err, unix.EADDRNOTAVAIL) {
+					t.Errorf("connect %s: %v, want EADDRNOTAVAIL", s.At, err)
 				}
 			}
 			for _, p := range startExporters(t).scrape(t) {
@@ -302,7 +304,7 @@ func TestConnectExhaustion(t *testing.T) {
 			}
 		}},
 	} {
-		t.Run(v.name, func(t *testing.T) { inNamespace(t, v.scenario) })
+		t.Run(v.name, func(t *testing.T) { netns.Run(t, v.scenario) })
 	}
 }
 
@@ -313,57 +315,57 @@ func TestBindExhaustion(t *testing.T) {
 		name    string
 		ip      netip.Addr
 		want    int
-		prepare func(t *testing.T, s service)
+		prepare func(t *testing.T, s netns.Service)
 	}{
-		{"empty", host4, 10, func(*testing.T, service) {}},
-		{"loopback", loopback4, 10, func(*testing.T, service) {}},
-		{"IPv6", host6, 10, func(*testing.T, service) {}},
-		{"wildcard_listener", host4, 9, func(t *testing.T, _ service) {
-			listen(t, netip.MustParseAddrPort("0.0.0.0:40004"), 1)
+		{"empty", host4, 10, func(*testing.T, netns.Service) {}},
+		{"loopback", loopback4, 10, func(*testing.T, netns.Service) {}},
+		{"IPv6", host6, 10, func(*testing.T, netns.Service) {}},
+		{"wildcard_listener", host4, 9, func(t *testing.T, _ netns.Service) {
+			netns.Listen(t, netip.MustParseAddrPort("0.0.0.0:40004"), 1)
 		}},
-		{"dual_stack_listener", host4, 9, func(t *testing.T, _ service) {
-			listen(t, netip.MustParseAddrPort("[::]:40004"), 1)
+		{"dual_stack_listener", host4, 9, func(t *testing.T, _ netns.Service) {
+			netns.Listen(t, netip.MustParseAddrPort("[::]:40004"), 1)
 		}},
-		{"wildcard_listener_of_IPv6", host6, 9, func(t *testing.T, _ service) {
-			listen(t, netip.MustParseAddrPort("[::]:40004"), 1)
+		{"wildcard_listener_of_IPv6", host6, 9, func(t *testing.T, _ netns.Service) {
+			netns.Listen(t, netip.MustParseAddrPort("[::]:40004"), 1)
 		}},
-		{"wildcard_listeners_on_every_port", host4, 0, func(t *testing.T, _ service) {
+		{"wildcard_listeners_on_every_port", host4, 0, func(t *testing.T, _ netns.Service) {
 			for port := uint16(40000); port < 40010; port++ {
-				listen(t, netip.AddrPortFrom(netip.IPv4Unspecified(), port), 1)
+				netns.Listen(t, netip.AddrPortFrom(netip.IPv4Unspecified(), port), 1)
 			}
 		}},
-		{"listener_on_another_IP", host4, 10, func(t *testing.T, _ service) {
-			listen(t, netip.MustParseAddrPort("127.0.0.1:40004"), 1)
+		{"listener_on_another_IP", host4, 10, func(t *testing.T, _ netns.Service) {
+			netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:40004"), 1)
 		}},
-		{"connected_before", host4, 6, func(t *testing.T, s service) {
-			s.mustConnect(t, 4)
+		{"connected_before", host4, 6, func(t *testing.T, s netns.Service) {
+			s.MustConnect(t, 4)
 		}},
-		{"connected_from_another_IP", host4, 10, func(t *testing.T, s service) {
-			s.from = loopback4
-			s.mustConnect(t, 4)
+		{"connected_from_another_IP", host4, 10, func(t *testing.T, s netns.Service) {
+			s.From = loopback4
+			s.MustConnect(t, 4)
 		}},
-		{"TIME_WAIT", host4, 6, func(t *testing.T, s service) {
+		{"TIME_WAIT", host4, 6, func(t *testing.T, s netns.Service) {
 			// tcp_tw_reuse does not help bind().
-			setSysctl(t, "net/ipv4/tcp_tw_reuse", "1")
-			for _, p := range s.mustConnect(t, 4) {
-				p.closeClientFirst(t)
+			netns.SetSysctl(t, "net/ipv4/tcp_tw_reuse", "1")
+			for _, p := range s.MustConnect(t, 4) {
+				p.CloseClientFirst(t)
 			}
 			time.Sleep(1500 * time.Millisecond) // tcp_tw_reuse_delay, and what the kernel's clocks may differ by
 		}},
 	} {
 		t.Run(v.name, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
-				addLoopbackAddresses(t, host4, host6)
+			netns.Run(t, func(t *testing.T) {
+				netns.AddLoopbackAddresses(t, host4, host6)
 				setPorts(t, 40000, 40009, "")
-				s := serve(t, v.ip, 9000)
+				s := netns.Serve(t, v.ip, 9000)
 				v.prepare(t, s)
 				es := startExporters(t)
 				n := exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
-					client := newSocket(t, s.family)
-					if err := client.tryBind(netip.AddrPortFrom(v.ip, 0)); err != nil {
+					client := netns.NewSocket(t, s.Family)
+					if err := client.TryBind(netip.AddrPortFrom(v.ip, 0)); err != nil {
 						return err
 					}
-					_, err := s.join(t, client)
+					_, err := s.Join(t, client)
 					return err
 				})
 				wantCalls(t, n, v.want)
@@ -375,7 +377,7 @@ func TestBindExhaustion(t *testing.T) {
 					p.want(t, 1, "tcp_local_port_utilisation_ratio", "local_ip", v.ip.String())
 				}
 				other := netip.MustParseAddr("127.0.0.9")
-				newSocket(t, unix.AF_INET).bind(t, netip.AddrPortFrom(other, 0))
+				netns.NewSocket(t, unix.AF_INET).Bind(t, netip.AddrPortFrom(other, 0))
 			})
 		})
 	}
@@ -384,10 +386,10 @@ func TestBindExhaustion(t *testing.T) {
 // v6Only listens on all IPv6 addresses and no IPv4 one.
 func v6Only(t *testing.T, port uint16) {
 	t.Helper()
-	s := newSocket(t, unix.AF_INET6)
-	s.set(t, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
-	s.bind(t, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
-	if err := unix.Listen(s.fd, 1); err != nil {
+	s := netns.NewSocket(t, unix.AF_INET6)
+	s.Set(t, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
+	s.Bind(t, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+	if err := unix.Listen(s.FD, 1); err != nil {
 		t.Fatal(os.NewSyscallError("listen", err))
 	}
 }
@@ -400,7 +402,7 @@ func TestV6OnlyListeners(t *testing.T) {
 		want int
 	}{{loopback4, 10}, {loopback6, 4}} {
 		t.Run(v.ip.String(), func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
+			netns.Run(t, func(t *testing.T) {
 				bothSources(t)
 				setPorts(t, 40000, 40009, "")
 				for port := range uint16(6) {
@@ -412,13 +414,13 @@ func TestV6OnlyListeners(t *testing.T) {
 						p.want(t, 0.6, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
 					}
 				}
-				s := serve(t, v.ip, 9000)
+				s := netns.Serve(t, v.ip, 9000)
 				n := exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
-					client := newSocket(t, s.family)
-					if err := client.tryBind(netip.AddrPortFrom(v.ip, 0)); err != nil {
+					client := netns.NewSocket(t, s.Family)
+					if err := client.TryBind(netip.AddrPortFrom(v.ip, 0)); err != nil {
 						return err
 					}
-					_, err := s.join(t, client)
+					_, err := s.Join(t, client)
 					return err
 				})
 				wantCalls(t, n, v.want)
@@ -438,35 +440,35 @@ func TestBindAnyExhaustion(t *testing.T) {
 		{"empty", 10, func(*testing.T) {}},
 		{"half_the_pool_on_each_of_two_IPs", 0, func(t *testing.T) {
 			for i, ip := range []string{"127.0.0.1", "127.0.0.2"} {
-				s := serve(t, netip.MustParseAddr(ip), 9000)
-				s.mustConnectFrom(t, s.at.Addr(), uint16(40000+5*i), 5)
+				s := netns.Serve(t, netip.MustParseAddr(ip), 9000)
+				s.MustConnectFrom(t, s.At.Addr(), uint16(40000+5*i), 5)
 			}
 			for _, p := range startExporters(t).scrape(t) {
 				p.want(t, 0.5, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
 			}
 		}},
-		{"connected_from_one_IP", 6, func(t *testing.T) { serve(t, loopback4, 9000).mustConnect(t, 4) }},
-		{"connected_over_IPv6", 6, func(t *testing.T) { serve(t, loopback6, 9000).mustConnect(t, 4) }},
+		{"connected_from_one_IP", 6, func(t *testing.T) { netns.Serve(t, loopback4, 9000).MustConnect(t, 4) }},
+		{"connected_over_IPv6", 6, func(t *testing.T) { netns.Serve(t, loopback6, 9000).MustConnect(t, 4) }},
 		{"listeners", 7, func(t *testing.T) {
-			listen(t, netip.MustParseAddrPort("127.0.0.77:40000"), 1)
-			listen(t, netip.MustParseAddrPort("[::1]:40001"), 1)
+			netns.Listen(t, netip.MustParseAddrPort("127.0.0.77:40000"), 1)
+			netns.Listen(t, netip.MustParseAddrPort("[::1]:40001"), 1)
 			v6Only(t, 40002)
 		}},
 	} {
 		t.Run(v.name, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
+			netns.Run(t, func(t *testing.T) {
 				setPorts(t, 40000, 40009, "")
 				v.prepare(t)
 				n := exhaust(t, startExporters(t), "bind_any", unix.EADDRINUSE, 0, func() error {
 					// As a server does that listens on any free port.
-					s := newSocket(t, unix.AF_INET6)
-					if err := s.tryBind(netip.AddrPortFrom(netip.IPv6Unspecified(), 0)); err != nil {
+					s := netns.NewSocket(t, unix.AF_INET6)
+					if err := s.TryBind(netip.AddrPortFrom(netip.IPv6Unspecified(), 0)); err != nil {
 						return err
 					}
-					return unix.Listen(s.fd, 1)
+					return unix.Listen(s.FD, 1)
 				})
 				wantCalls(t, n, v.want)
-				if err := unix.Listen(newSocket(t, unix.AF_INET6).fd, 1); v.want == 0 && !errors.Is(err, unix.EADDRINUSE) {
+				if err := unix.Listen(netns.NewSocket(t, unix.AF_INET6).FD, 1); v.want == 0 && !errors.Is(err, unix.EADDRINUSE) {
 					t.Errorf("listen() without bind(): %v, want EADDRINUSE", err)
 				}
 			})
@@ -480,14 +482,14 @@ func TestBindAnyExhaustion(t *testing.T) {
 func TestIdleBoundSockets(t *testing.T) {
 	for _, pool := range []string{"connect", "bind"} {
 		t.Run(pool, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
+			netns.Run(t, func(t *testing.T) {
 				if len(sources(t)) < 2 || olderThan(t, 6, 8) {
 					t.Skip("this kernel does not show bound sockets")
 				}
 				setPorts(t, 40000, 40009, "")
-				s := serve(t, loopback4, 9000)
+				s := netns.Serve(t, loopback4, 9000)
 				for range 4 {
-					newSocket(t, unix.AF_INET).bind(t, netip.AddrPortFrom(loopback4, 0))
+					netns.NewSocket(t, unix.AF_INET).Bind(t, netip.AddrPortFrom(loopback4, 0))
 				}
 				es := exporters{startExporter(t, "--collector.source=netlink")}
 				switch pool {
@@ -495,7 +497,7 @@ func TestIdleBoundSockets(t *testing.T) {
 					wantCalls(t, exhaustService(t, es, s), 6)
 				case "bind":
 					wantCalls(t, exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
-						return newSocket(t, unix.AF_INET).tryBind(netip.AddrPortFrom(loopback4, 0))
+						return netns.NewSocket(t, unix.AF_INET).TryBind(netip.AddrPortFrom(loopback4, 0))
 					}), 6)
 				}
 			})
@@ -555,16 +557,16 @@ func TestTimeWaitReuse(t *testing.T) {
 		{"2_old_dual_stack_off_loopback", sysctls{mode: "2"}, host4, host4, unix.AF_INET6, pastDelay, 0},
 	} {
 		t.Run(v.name, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
-				addLoopbackAddresses(t, host4, host6)
+			netns.Run(t, func(t *testing.T) {
+				netns.AddLoopbackAddresses(t, host4, host6)
 				setPorts(t, 40000, 40009, "")
 				for name, value := range v.sysctls {
-					setSysctl(t, name, value)
+					netns.SetSysctl(t, name, value)
 				}
-				s := serve(t, v.to, 9000)
-				s.from, s.family = v.from, v.family
-				for _, p := range s.mustConnect(t, 10) {
-					p.closeClientFirst(t)
+				s := netns.Serve(t, v.to, 9000)
+				s.From, s.Family = v.from, v.family
+				for _, p := range s.MustConnect(t, 10) {
+					p.CloseClientFirst(t)
 				}
 				time.Sleep(v.age)
 				es := startExporters(t)
@@ -580,18 +582,18 @@ func TestTimeWaitReuse(t *testing.T) {
 	}
 
 	t.Run("old_and_young", func(t *testing.T) {
-		inNamespace(t, func(t *testing.T) {
+		netns.Run(t, func(t *testing.T) {
 			setPorts(t, 40000, 40009, "")
-			setSysctl(t, mode, "1")
-			setSysctl(t, delay, "3000")
-			s := serve(t, loopback4, 9000)
-			pairs := s.mustConnect(t, 10)
+			netns.SetSysctl(t, mode, "1")
+			netns.SetSysctl(t, delay, "3000")
+			s := netns.Serve(t, loopback4, 9000)
+			pairs := s.MustConnect(t, 10)
 			for _, p := range pairs[:4] {
-				p.closeClientFirst(t)
+				p.CloseClientFirst(t)
 			}
 			time.Sleep(3500 * time.Millisecond)
 			for _, p := range pairs[4:] {
-				p.closeClientFirst(t)
+				p.CloseClientFirst(t)
 			}
 			es := startExporters(t)
 			for _, p := range es.scrape(t) {
@@ -605,27 +607,27 @@ func TestTimeWaitReuse(t *testing.T) {
 	// table shows that: the ports are all held, in TIME_WAIT, the ratio takes them for
 	// reusable, and the destination is named among those that have more of them gone.
 	t.Run("1_old_peer_without_timestamps", func(t *testing.T) {
-		inNamespace(t, func(t *testing.T) {
-			setSysctl(t, mode, "1")
-			w := newWire(t)
+		netns.Run(t, func(t *testing.T) {
+			netns.SetSysctl(t, mode, "1")
+			w := netns.NewWire(t)
 			setPorts(t, 40000, 40009, "")
 			far := netip.AddrPortFrom(stacks[0].server, 443)
 			closing := kinds[slices.IndexFunc(kinds, func(k kind) bool { return k.state == "time_wait" })]
 			for range 10 {
-				so := newSocket(t, unix.AF_INET)
-				so.start(t, far)
-				closing.reach(t, established{so, w.answer(t, so.local(t), far)})
+				so := netns.NewSocket(t, unix.AF_INET)
+				so.Start(t, far)
+				closing.reach(t, established{so, w.Answer(t, so.Local(t), far)})
 			}
 			for port := range uint16(5) {
-				serve(t, loopback4, 9000+port).mustConnect(t, 3)
+				netns.Serve(t, loopback4, 9000+port).MustConnect(t, 3)
 			}
 			time.Sleep(pastDelay)
 			es := startExporters(t, "--collector.destinations=2")
-			if err := newSocket(t, unix.AF_INET).tryStart(far); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			if err := netns.NewSocket(t, unix.AF_INET).TryStart(far); !errors.Is(err, unix.EADDRNOTAVAIL) {
 				t.Fatalf("connect %s: %v, want EADDRNOTAVAIL", far, err)
 			}
 			for _, p := range es.scrape(t) {
-				to := destination(wireNear4.Addr(), far)
+				to := destination(netns.WireNear4.Addr(), far)
 				p.want(t, 10, "tcp_destination_ports_used", append(to, "state", "time_wait")...)
 				p.want(t, 10, "tcp_destination_ports_used", to...)
 				if ratio := p.value(t, "tcp_destination_port_utilisation_ratio", to...); ratio != 0 {
@@ -640,13 +642,13 @@ func TestTimeWaitReuse(t *testing.T) {
 	})
 
 	t.Run("FIN_WAIT2_minisocks", func(t *testing.T) {
-		inNamespace(t, func(t *testing.T) {
+		netns.Run(t, func(t *testing.T) {
 			setPorts(t, 40000, 40009, "")
-			setSysctl(t, mode, "1")
-			s := serve(t, loopback4, 9000)
-			for _, p := range s.mustConnect(t, 10) {
-				p.client.close(t)
-				p.server.awaitEOF(t)
+			netns.SetSysctl(t, mode, "1")
+			s := netns.Serve(t, loopback4, 9000)
+			for _, p := range s.MustConnect(t, 10) {
+				p.Client.Close(t)
+				p.Server.AwaitEOF(t)
 			}
 			time.Sleep(pastDelay)
 			es := startExporters(t)

@@ -22,8 +22,13 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/program"
 )
+
+func TestMain(m *testing.M) { program.Main(m, "../..") }
 
 // exporter is the running program under test.
 type exporter struct {
@@ -101,13 +106,10 @@ func (es exporters) scrape(t *testing.T) []page {
 // sources are those that this kernel has.
 func sources(t *testing.T) []string {
 	t.Helper()
-	// struct inet_diag_req_v2 of include/uapi/linux/inet_diag.h: the listeners.
-	const listen = 10
-	body := slices.Concat([]byte{unix.AF_INET, unix.IPPROTO_TCP, 0, 0}, encode(uint32(1<<listen)), make([]byte, 48))
-	reply, err := netlink(unix.NETLINK_INET_DIAG, unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP, body)
-	if err == nil && (reply.kind == unix.NLMSG_DONE || reply.kind == unix.NLMSG_ERROR) {
-		err = reply.err()
-	}
+	request := nl.NewNetlinkRequest(unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+	// struct inet_diag_req_v2 of include/uapi/linux/inet_diag.h: no state at all.
+	request.AddRawData(slices.Concat([]byte{unix.AF_INET, unix.IPPROTO_TCP}, make([]byte, 54)))
+	_, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
 	if err != nil {
 		t.Logf("this kernel has no sock_diag for TCP: %v", err)
 		return []string{"procfs"}
@@ -125,7 +127,7 @@ func startActivated(t *testing.T, listener interface{ File() (*os.File, error) }
 	defer file.Close()
 	// LISTEN_PID is the program's own pid, which only a shell that becomes the program knows.
 	command := exec.Command("/bin/sh", slices.Concat(
-		[]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, os.Getenv(programEnv), "--web.systemd-socket"}, args)...)
+		[]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, program.Path(), "--web.systemd-socket"}, args)...)
 	command.ExtraFiles = []*os.File{file}
 	return run(t, command)
 }
@@ -133,7 +135,7 @@ func startActivated(t *testing.T, listener interface{ File() (*os.File, error) }
 // startListening runs the program on an address of its own.
 func startListening(t *testing.T, address string, args ...string) *exporter {
 	t.Helper()
-	e := run(t, exec.Command(os.Getenv(programEnv), append([]string{"--web.listen-address=" + address}, args...)...))
+	e := run(t, exec.Command(program.Path(), append([]string{"--web.listen-address=" + address}, args...)...))
 	e.waitListening(t, address)
 	return e
 }

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
+	"timewait_exporter/test/program"
 )
 
 // kernelFiles are the files of each part of a scrape.
@@ -121,7 +124,7 @@ func wantOnlyFailed(t *testing.T, p page, parts ...string) {
 // TestBrokenFile has one file after the other that is not as the kernel writes it.
 // Its part fails, the others are there, and the log quotes a little of it.
 func TestBrokenFile(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		root := copyProc(t)
 		e := startExporter(t, "--path.procfs="+root)
 		wantOnlyFailed(t, e.scrapeWithin(t, 2)) // and all that is logged at the start
@@ -170,8 +173,8 @@ func TestBrokenFile(t *testing.T) {
 // fails, the others are there in time, the log names the file, and when the file is
 // right again so is the page.
 func TestHungFile(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		listen(t, netip.MustParseAddrPort("[::1]:8123"), 1) // so that tcp6 is needed
+	netns.Run(t, func(t *testing.T) {
+		netns.Listen(t, netip.MustParseAddrPort("[::1]:8123"), 1) // so that tcp6 is needed
 		for file, parts := range kernelFiles {
 			t.Run(strings.ReplaceAll(file, "/", "_"), func(t *testing.T) {
 				t.Parallel()
@@ -198,9 +201,9 @@ func TestHungFile(t *testing.T) {
 // TestHungFileSystem has files on a file system that never answers, so that nothing
 // ends a read: the kernel has calls wait for a FUSE server's first word.
 func TestHungFileSystem(t *testing.T) {
-	inNamespaces(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS, func(t *testing.T) {
+	netns.RunWith(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS, func(t *testing.T) {
 		hung := hangingFileSystem(t)
-		listen(t, netip.MustParseAddrPort("[::1]:8123"), 1) // so that tcp6 is needed
+		netns.Listen(t, netip.MustParseAddrPort("[::1]:8123"), 1) // so that tcp6 is needed
 		for file, parts := range kernelFiles {
 			t.Run(strings.ReplaceAll(file, "/", "_"), func(t *testing.T) {
 				t.Parallel()
@@ -222,7 +225,7 @@ func TestHungFileSystem(t *testing.T) {
 					t.Fatal(err)
 				}
 				copyFile(t, root, file)
-				eventually(t, func() bool {
+				netns.Eventually(t, func() bool {
 					return e.scrapeWithin(t, 2).value(t, "timewait_exporter_collector_success", "collector", parts[0]) == 1
 				}, func() string { return "the file is right again and its part is not:\n" + e.log.String() })
 				for range 2 {
@@ -239,7 +242,7 @@ func TestHungFileSystem(t *testing.T) {
 // TestHungStart starts the program when what it looks at first does not answer: it
 // listens soon all the same, and ends at once when it is to.
 func TestHungStart(t *testing.T) {
-	inNamespaces(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS, func(t *testing.T) {
+	netns.RunWith(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS, func(t *testing.T) {
 		hung := hangingFileSystem(t)
 		root := copyProc(t)
 		path := filepath.Join(root, "sys/net/ipv4/ip_local_port_range")
@@ -256,8 +259,8 @@ func TestHungStart(t *testing.T) {
 		}
 		wantCleanExit(t, e)
 
-		e = run(t, exec.Command(os.Getenv(programEnv), "--web.listen-address=127.0.0.1:10794", "--path.procfs="+root))
-		eventually(t, func() bool { return strings.Contains(e.log.String(), "starting") }, e.log.String)
+		e = run(t, exec.Command(program.Path(), "--web.listen-address=127.0.0.1:10794", "--path.procfs="+root))
+		netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "starting") }, e.log.String)
 		wantCleanExit(t, e)
 
 		// Of a root that does not answer nothing can be told.

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"timewait_exporter/test/netns"
 )
 
 const hostileAddress = "127.9.9.9:10793"
@@ -86,23 +88,23 @@ func TestHostileLog(t *testing.T) {
 		"nonsense": func() error { _, err := exchange("nonsense\r\n\r\n", false); return err },
 	} {
 		t.Run(name, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
+			netns.Run(t, func(t *testing.T) {
 				e := startListening(t, hostileAddress)
 				wantQuiet(t, e, client)
 			})
 		})
 	}
 	t.Run("no_TLS", func(t *testing.T) {
-		inNamespace(t, func(t *testing.T) {
+		netns.Run(t, func(t *testing.T) {
 			config, _ := writeWebConfig(t, "")
 			e := startListening(t, hostileAddress, "--web.config.file="+config)
 			wantQuiet(t, e, func() error { _, err := exchange("nonsense\r\n\r\n", false); return err })
-			eventually(t, func() bool { return strings.Contains(e.log.String(), "lines=") },
+			netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "lines=") },
 				func() string { return "the log does not say how many lines were left out:\n" + e.log.String() })
 		})
 	})
 	t.Run("another_certificate", func(t *testing.T) {
-		inNamespace(t, func(t *testing.T) {
+		netns.Run(t, func(t *testing.T) {
 			config, _ := writeWebConfig(t, "")
 			e := startListening(t, hostileAddress, "--web.config.file="+config)
 			wantQuiet(t, e, func() error {

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
 )
 
 // queueOf are the labels of a listener's queue.
@@ -16,17 +18,17 @@ func queueOf(at netip.AddrPort) []string {
 }
 
 // listenShared makes n listeners of one address, each with a queue of its own.
-func listenShared(t *testing.T, at netip.AddrPort, backlog, n int) []socket {
+func listenShared(t *testing.T, at netip.AddrPort, backlog, n int) []netns.Socket {
 	t.Helper()
-	var shared []socket
+	var shared []netns.Socket
 	for range n {
-		s := newSocket(t, familyOf(at.Addr()))
-		s.set(t, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-		s.bind(t, at)
-		if err := unix.Listen(s.fd, backlog); err != nil {
+		s := netns.NewSocket(t, netns.FamilyOf(at.Addr()))
+		s.Set(t, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		s.Bind(t, at)
+		if err := unix.Listen(s.FD, backlog); err != nil {
 			t.Fatal(os.NewSyscallError("listen", err))
 		}
-		if err := unix.SetNonblock(s.fd, true); err != nil {
+		if err := unix.SetNonblock(s.FD, true); err != nil {
 			t.Fatal(err)
 		}
 		shared = append(shared, s)
@@ -35,11 +37,11 @@ func listenShared(t *testing.T, at netip.AddrPort, backlog, n int) []socket {
 }
 
 // drain accepts all that waits on listeners that don't block.
-func drain(t *testing.T, listeners []socket) {
+func drain(t *testing.T, listeners []netns.Socket) {
 	t.Helper()
 	for _, l := range listeners {
 		for {
-			_, err := l.tryAccept()
+			_, err := l.TryAccept()
 			if errors.Is(err, unix.EAGAIN) {
 				break
 			}
@@ -54,7 +56,7 @@ func drain(t *testing.T, listeners []socket) {
 // its share of the clients is dropped when the fill is 1, and only then, though
 // the other queues have room.
 func TestOneOfManyHangs(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		bothSources(t)
 		const sockets, backlog = 8, 3
 		for port, ip := range map[uint16]netip.Addr{8000: loopback4, 8001: loopback6, 8002: netip.IPv6Unspecified()} {
@@ -82,15 +84,15 @@ func TestOneOfManyHangs(t *testing.T) {
 					}
 					p.want(t, full, "tcp_listener_full_sockets", queue...)
 				}
-				client := newSocket(t, familyOf(to.Addr()))
-				client.start(t, to)
+				client := netns.NewSocket(t, netns.FamilyOf(to.Addr()))
+				client.Start(t, to)
 				now := dropped()
 				if now > before && fill < 1 {
 					t.Fatalf("%s: a connection was dropped with %v of %v waiting", at, length, backlog)
 				}
 				if now > before {
 					refused++
-					client.close(t) // or it tries again and is counted again
+					client.Close(t) // or it tries again and is counted again
 				}
 				if before = now; refused == 3 {
 					break
@@ -106,19 +108,19 @@ func TestOneOfManyHangs(t *testing.T) {
 
 // TestListenAgain calls listen(2) with less than what waits already: a ratio all the same.
 func TestListenAgain(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		bothSources(t)
 		at := netip.AddrPortFrom(loopback4, 8000)
-		listener := listen(t, at, 50)
+		listener := netns.Listen(t, at, 50)
 		for range 30 {
-			newSocket(t, unix.AF_INET).start(t, at)
+			netns.NewSocket(t, unix.AF_INET).Start(t, at)
 		}
 		es := startExporters(t)
 		for _, p := range es.scrape(t) {
 			p.want(t, 30./51, "tcp_listener_accept_queue_fill_ratio", queueOf(at)...)
 			p.want(t, 0, "tcp_listener_full_sockets", queueOf(at)...)
 		}
-		if err := unix.Listen(listener.fd, 3); err != nil {
+		if err := unix.Listen(listener.FD, 3); err != nil {
 			t.Fatal(os.NewSyscallError("listen", err))
 		}
 		for _, p := range es.scrape(t) {
@@ -133,19 +135,19 @@ func TestListenAgain(t *testing.T) {
 // TestNamedListeners has more ports than are named, and a port with more local IPs: a
 // queue that fills and empties brings no series and takes none away.
 func TestNamedListeners(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		const locals, named = 25, 20
 		many := netip.AddrPortFrom(loopback4, 8000)
 		ip := many.Addr()
-		var last socket
+		var last netns.Socket
 		for range locals { // 127.0.0.1 and on
-			last = listen(t, netip.AddrPortFrom(ip, many.Port()), 7)
+			last = netns.Listen(t, netip.AddrPortFrom(ip, many.Port()), 7)
 			ip = ip.Next()
 		}
-		busy, quiet, tied := serve(t, loopback4, 8001), serve(t, loopback4, 8002), serve(t, loopback4, 8003)
-		busy.mustConnect(t, 5)
-		quiet.mustConnect(t, 1)
-		tied.mustConnect(t, 1)
+		busy, quiet, tied := netns.Serve(t, loopback4, 8001), netns.Serve(t, loopback4, 8002), netns.Serve(t, loopback4, 8003)
+		busy.MustConnect(t, 5)
+		quiet.MustConnect(t, 1)
+		tied.MustConnect(t, 1)
 		limits := len(sources(t)) > 1
 		es := startExporters(t, "--collector.listeners=3")
 		series := func(p page) (names []string) {
@@ -162,10 +164,10 @@ func TestNamedListeners(t *testing.T) {
 		f := func(waiting float64) {
 			t.Helper()
 			for _, p := range es.scrape(t) {
-				p.want(t, 1, "tcp_listener_sockets", queueOf(busy.at)...)
-				p.want(t, 0, "tcp_listener_accept_queue", queueOf(busy.at)...)
-				p.want(t, 1, "tcp_listener_sockets", queueOf(quiet.at)...) // ties are broken by port
-				p.want(t, 0, "tcp_listener_sockets", queueOf(tied.at)...)
+				p.want(t, 1, "tcp_listener_sockets", queueOf(busy.At)...)
+				p.want(t, 0, "tcp_listener_accept_queue", queueOf(busy.At)...)
+				p.want(t, 1, "tcp_listener_sockets", queueOf(quiet.At)...) // ties are broken by port
+				p.want(t, 0, "tcp_listener_sockets", queueOf(tied.At)...)
 				p.want(t, 0, "tcp_listener_connections", "state", "syn_recv", "local_port", "8001")
 				p.want(t, 1, "tcp_listener_connections", "state", "established", "local_port", "other")
 				p.want(t, 1, "tcp_listener_sockets", queueOf(many)...)
@@ -184,35 +186,25 @@ func TestNamedListeners(t *testing.T) {
 				}
 			}
 		}
-		service{at: many, family: unix.AF_INET}.fill(t, 2) // of 127.0.0.1, for a place among the three
+		netns.Service{At: many, Family: unix.AF_INET}.Fill(t, 2) // of 127.0.0.1, for a place among the three
 		f(0)
-		to := last.local(t)
-		service{at: to, family: unix.AF_INET}.fill(t, 3)
+		to := last.Local(t)
+		netns.Service{At: to, Family: unix.AF_INET}.Fill(t, 3)
 		f(3)
 		for range 3 {
-			last.accept(t).close(t)
+			last.Accept(t).Close(t)
 		}
 		f(0)
 	})
 }
 
-// fill lets n connections wait for accept(2).
-func (s service) fill(t *testing.T, n int) {
-	t.Helper()
-	for range n {
-		if err := newSocket(t, s.family).tryConnect(s.at); err != nil {
-			t.Fatalf("connect %s: %v", s.at, err)
-		}
-	}
-}
-
 // TestUnacceptedCloseWait has a server that stops accepting while its clients give up:
 // no program holds their connections, until it accepts again and does not close.
 func TestUnacceptedCloseWait(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		for port, ip := range map[uint16]netip.Addr{8080: loopback4, 8081: loopback6} {
-			s := serve(t, ip, port)
-			s.mustConnect(t, 30)
+			s := netns.Serve(t, ip, port)
+			s.MustConnect(t, 30)
 			es := startExporters(t)
 			at := []string{"local_port", fmt.Sprint(port)}
 			family := "ipv4"
@@ -225,24 +217,24 @@ func TestUnacceptedCloseWait(t *testing.T) {
 					p.want(t, held+unaccepted, "tcp_connections", "family", family, "state", "close_wait", "direction", "inbound")
 					p.want(t, unaccepted, "tcp_listener_unaccepted_connections", append(at, "state", "close_wait")...)
 					p.want(t, 1, "tcp_listener_unaccepted_connections", append(at, "state", "established")...)
-					p.want(t, unaccepted+1, "tcp_listener_accept_queue", queueOf(s.at)...)
+					p.want(t, unaccepted+1, "tcp_listener_accept_queue", queueOf(s.At)...)
 				}
 			}
-			s.fill(t, 1) // one that waits patiently
+			s.Fill(t, 1) // one that waits patiently
 			f(0, 0)
 			for range 100 {
-				c := newSocket(t, s.family)
-				if err := c.tryConnect(s.at); err != nil {
+				c := netns.NewSocket(t, s.Family)
+				if err := c.TryConnect(s.At); err != nil {
 					t.Fatal(err)
 				}
-				c.write(t, []byte("GET /"))
-				c.close(t)
+				c.Write(t, []byte("GET /"))
+				c.Close(t)
 			}
 			f(0, 100)
-			s.listener.accept(t) // the patient one, and one more in its place
-			s.fill(t, 1)
+			s.Listener.Accept(t) // the patient one, and one more in its place
+			s.Fill(t, 1)
 			for range 40 {
-				s.listener.accept(t)
+				s.Listener.Accept(t)
 			}
 			f(40, 60)
 		}
@@ -253,23 +245,23 @@ func TestUnacceptedCloseWait(t *testing.T) {
 // queue full, from those that never do: both are SYN_RECV, but the queue of one is
 // full and of the other empty.
 func TestHalfOpen(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		w := newWire(t)
+	netns.Run(t, func(t *testing.T) {
+		w := netns.NewWire(t)
 		const backlog, late = 10, 8
-		slow, flooded := netip.AddrPortFrom(wireNear4.Addr(), 8443), netip.AddrPortFrom(wireNear4.Addr(), 8444)
-		listener := listen(t, slow, backlog)
-		listen(t, flooded, backlog)
+		slow, flooded := netip.AddrPortFrom(netns.WireNear4.Addr(), 8443), netip.AddrPortFrom(netns.WireNear4.Addr(), 8444)
+		listener := netns.Listen(t, slow, backlog)
+		netns.Listen(t, flooded, backlog)
 		far := netip.MustParseAddrPort("10.9.0.2:1000")
-		call := func(near netip.AddrPort) *farEnd {
+		call := func(near netip.AddrPort) *netns.FarEnd {
 			far = netip.AddrPortFrom(far.Addr(), far.Port()+1)
-			return w.call(t, far, near)
+			return w.Call(t, far, near)
 		}
-		var finished []*farEnd
+		var finished []*netns.FarEnd
 		for range late {
 			finished = append(finished, call(slow))
 		}
 		for range backlog + 1 {
-			call(slow).confirm(t)
+			call(slow).Confirm(t)
 		}
 		for range backlog {
 			call(flooded)
@@ -277,7 +269,7 @@ func TestHalfOpen(t *testing.T) {
 		es := startExporters(t)
 		f := func(halfOpen, waiting, overflows float64) {
 			t.Helper()
-			eventually(t, func() bool {
+			netns.Eventually(t, func() bool {
 				p := es[0].scrape(t)
 				return p.sum("tcp_listener_accept_queue", queueOf(slow)...) == waiting && p.sum("tcp_listen_overflows_total") >= overflows &&
 					p.sum("tcp_listener_connections", "local_port", "8443", "state", "syn_recv") == halfOpen
@@ -297,14 +289,14 @@ func TestHalfOpen(t *testing.T) {
 		}
 		f(late, backlog+1, 0)
 		for _, c := range finished { // their last ACK finds no room
-			c.confirm(t)
+			c.Confirm(t)
 		}
 		f(late, backlog+1, late)
 		for range backlog + 1 {
-			listener.accept(t)
+			listener.Accept(t)
 		}
 		for _, c := range finished {
-			c.confirm(t)
+			c.Confirm(t)
 		}
 		f(0, late, late)
 	})

@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
+
+	"timewait_exporter/test/netns"
 )
 
 // A contract is what dashboards and rules may rely on of a metric.
@@ -96,11 +98,11 @@ var contracts = map[string]contract{
 
 // TestPage checks the metrics page as Prometheus, promlint and people see it.
 func TestPage(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		s := serve(t, loopback4, 9000)
-		s.mustConnect(t, 3)
-		for _, p := range s.mustConnect(t, 2) {
-			p.closeClientFirst(t)
+	netns.Run(t, func(t *testing.T) {
+		s := netns.Serve(t, loopback4, 9000)
+		s.MustConnect(t, 3)
+		for _, p := range s.MustConnect(t, 2) {
+			p.CloseClientFirst(t)
 		}
 		e := startExporter(t)
 

@@ -12,6 +12,8 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
 )
 
 // fromNetSysctls are the metrics that need the namespace's own sysctls.
@@ -25,8 +27,8 @@ var fromNetSysctls = []string{
 // TestOwnNamespace reads /proc, however it is spelled: the namespace is the
 // one the program runs in.
 func TestOwnNamespace(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		listen(t, netip.MustParseAddrPort("127.0.0.1:8123"), 1)
+	netns.Run(t, func(t *testing.T) {
+		netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:8123"), 1)
 		for _, args := range [][]string{nil, {"--path.procfs=/proc"}, {"--path.procfs=/proc/"}} {
 			p := startExporter(t, args...).scrape(t)
 			p.want(t, 1, "tcp_connections", "netns", "self")
@@ -42,10 +44,10 @@ func TestOwnNamespace(t *testing.T) {
 // the host's /proc mounted: the host is what to count, but the sysctls that
 // the container sees there are its own.
 func TestHostProcfs(t *testing.T) {
-	inNamespaces(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS, func(t *testing.T) {
+	netns.RunWith(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS, func(t *testing.T) {
 		root := mountProc(t, "/proc", "", unix.MS_BIND|unix.MS_REC)
-		s := serve(t, loopback4, 8123)
-		s.mustConnect(t, 5)
+		s := netns.Serve(t, loopback4, 8123)
+		s.MustConnect(t, 5)
 
 		proc, err := procfs.NewFS(filepath.Join(root, "1"))
 		if err != nil {
@@ -55,7 +57,7 @@ func TestHostProcfs(t *testing.T) {
 		e := startExporter(t, "--path.procfs="+root)
 		var p page
 		var before, after int
-		eventually(t, func() bool {
+		netns.Eventually(t, func() bool {
 			before = countListeners(t, proc)
 			p = e.scrape(t)
 			after = countListeners(t, proc)
@@ -80,7 +82,7 @@ func TestHostProcfs(t *testing.T) {
 			// sock_diag answers for the namespace of the socket, which is the program's own.
 			t.Errorf("a limit of this namespace's listener is on the host's page: %s", m)
 		}
-		eventually(t, func() bool { return strings.Contains(e.log.String(), filepath.Join(root, "1/net")) },
+		netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), filepath.Join(root, "1/net")) },
 			func() string { return "the log does not say what is read:\n" + e.log.String() })
 	})
 }
@@ -88,10 +90,10 @@ func TestHostProcfs(t *testing.T) {
 // TestContainerProcfs has another mount of the /proc whose PID 1 shares the
 // program's network namespace: then the sysctls are the right ones.
 func TestContainerProcfs(t *testing.T) {
-	inNamespaces(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWPID, func(t *testing.T) {
+	netns.RunWith(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWPID, func(t *testing.T) {
 		root := mountProc(t, "proc", "proc", 0)
 		setPorts(t, 40000, 40019, "")
-		listen(t, netip.MustParseAddrPort("127.0.0.1:8123"), 1)
+		netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:8123"), 1)
 		p := startExporter(t, "--path.procfs="+root).scrape(t)
 		p.want(t, 1, "tcp_connections", "netns", "host")
 		p.want(t, 20, "tcp_ephemeral_ports", "netns", "host")
@@ -105,8 +107,8 @@ func TestContainerProcfs(t *testing.T) {
 // TestCopiedProcfs reads plain files: a copy that somebody took of a machine
 // whose namespace this kernel knows nothing of.
 func TestCopiedProcfs(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		listen(t, netip.MustParseAddrPort("127.0.0.1:8123"), 1)
+	netns.Run(t, func(t *testing.T) {
+		netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:8123"), 1)
 		root := t.TempDir()
 		if err := os.Mkdir(filepath.Join(root, "net"), 0o755); err != nil {
 			t.Fatal(err)
@@ -129,17 +131,17 @@ func TestCopiedProcfs(t *testing.T) {
 // TestCutTable reads copies of the kernel's files of one moment: the whole table
 // is read, and one that ends somewhere in the middle is no smaller machine.
 func TestCutTable(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net/ipv4/tcp_tw_reuse", "0") // or a later connect takes the port of an earlier one
+	netns.Run(t, func(t *testing.T) {
+		netns.SetSysctl(t, "net/ipv4/tcp_tw_reuse", "0") // or a later connect takes the port of an earlier one
 		for i, ip := range []netip.Addr{loopback4, loopback6} {
-			s := serve(t, ip, 9000)
-			s.mustConnect(t, 300)
-			for _, p := range s.mustConnect(t, 100*(1+i)) {
-				p.closeClientFirst(t)
+			s := netns.Serve(t, ip, 9000)
+			s.MustConnect(t, 300)
+			for _, p := range s.MustConnect(t, 100*(1+i)) {
+				p.CloseClientFirst(t)
 			}
 		}
 		want := sockstat{inUse4: 601, inUse6: 601, timeWait: 300}
-		eventually(t, func() bool { return readSockstat(t) == want },
+		netns.Eventually(t, func() bool { return readSockstat(t) == want },
 			func() string { return fmt.Sprintf("%+v, built were %+v", readSockstat(t), want) })
 
 		root := t.TempDir()
@@ -182,7 +184,7 @@ func TestCutTable(t *testing.T) {
 			e.scrape(t).want(t, 1502, "tcp_connections")
 		}
 		for _, part := range []string{"sockets of tcp were read, but sockstat counts 601 before the walk and 601 after it", "0 sockets of tcp6 were read", "the file ends within the row"} {
-			eventually(t, func() bool { return strings.Contains(e.log.String(), part) },
+			netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), part) },
 				func() string { return "the log does not say: " + part + "\n" + e.log.String() })
 		}
 		if err := os.Remove(filepath.Join(root, "net/tcp6")); err != nil {
@@ -193,7 +195,7 @@ func TestCutTable(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
-		eventually(t, func() bool { return strings.Contains(e.log.String(), "but sockstat6 counts 601 sockets") },
+		netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "but sockstat6 counts 601 sockets") },
 			func() string { return "the log does not say why tcp6 must be there:\n" + e.log.String() })
 	})
 }

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"timewait_exporter/collector/tcptable"
+	"timewait_exporter/test/netns"
 )
 
 // bothSources skips the test where there is only one.
@@ -28,7 +30,7 @@ func bothSources(t *testing.T) {
 // TestSourcesAgree reads every kind of row that a program can make from both
 // sources: the same rows, and the same metrics.
 func TestSourcesAgree(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		bothSources(t)
 		rs := buildEveryKind(t)
 
@@ -51,7 +53,7 @@ func TestSourcesAgree(t *testing.T) {
 func within(t *testing.T, limit time.Duration, f func()) {
 	t.Helper()
 	var took time.Duration
-	eventually(t, func() bool {
+	netns.Eventually(t, func() bool {
 		start := time.Now()
 		f()
 		took = time.Since(start)
@@ -189,22 +191,22 @@ func comparePages(t *testing.T, a, b page) {
 // TestMPTCP has no AF_INET6 sockets but those of MPTCP, as a Go program's listeners
 // are: with both sources they are there, whatever sockstat6 counts of them.
 func TestMPTCP(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		at := netip.MustParseAddrPort("[::]:9000")
-		open := func() socket {
+		open := func() netns.Socket {
 			t.Helper()
-			fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+			s, err := netns.OpenSocket(unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
 			if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
 				t.Skipf("this kernel has no MPTCP, or it is off: %v", err)
 			}
 			if err != nil {
-				t.Fatal(os.NewSyscallError("socket", err))
+				t.Fatal(err)
 			}
-			return socket{fd, unix.AF_INET6}
+			return s
 		}
 		listener := open()
-		listener.bind(t, at)
-		if err := unix.Listen(listener.fd, 5); err != nil {
+		listener.Bind(t, at)
+		if err := unix.Listen(listener.FD, 5); err != nil {
 			t.Fatal(os.NewSyscallError("listen", err))
 		}
 		es := startExporters(t)
@@ -214,11 +216,11 @@ func TestMPTCP(t *testing.T) {
 			p.want(t, 1, "timewait_exporter_rows_total", "table", "tcp6")
 		}
 		// One that speaks MPTCP, and one that does not.
-		for _, client := range []socket{open(), newSocket(t, unix.AF_INET6)} {
-			if err := client.tryConnect(netip.AddrPortFrom(loopback6, at.Port())); err != nil {
+		for _, client := range []netns.Socket{open(), netns.NewSocket(t, unix.AF_INET6)} {
+			if err := client.TryConnect(netip.AddrPortFrom(loopback6, at.Port())); err != nil {
 				t.Fatalf("connect: %v", err)
 			}
-			listener.accept(t)
+			listener.Accept(t)
 		}
 		for _, p := range es.scrape(t) {
 			p.want(t, 2, "tcp_connections", "family", "ipv6", "direction", "inbound", "state", "established")
@@ -231,14 +233,14 @@ func TestMPTCP(t *testing.T) {
 // TestIdleBoundTwoSources has sockets that are bound and idle in the pool: only
 // netlink sees them, and connect() agrees with netlink.
 func TestIdleBoundTwoSources(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		bothSources(t)
 		if olderThan(t, 6, 8) {
 			t.Skip("sock_diag lists bound sockets since Linux 6.8")
 		}
 		setPorts(t, 40000, 40019, "")
-		s := serve(t, loopback4, 9000)
-		s.mustConnect(t, 2)
+		s := netns.Serve(t, loopback4, 9000)
+		s.MustConnect(t, 2)
 		es := startExporters(t)
 		f := func(procfs, netlink float64) {
 			t.Helper()
@@ -246,7 +248,7 @@ func TestIdleBoundTwoSources(t *testing.T) {
 				want := []float64{procfs, netlink}[i]
 				p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 				p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
-				p.want(t, want, "tcp_destination_port_utilisation_ratio", destination(loopback4, s.at)...)
+				p.want(t, want, "tcp_destination_port_utilisation_ratio", destination(loopback4, s.At)...)
 				p.want(t, want, "tcp_local_port_utilisation_ratio", "local_ip", loopback4.String())
 				p.want(t, want*20, "tcp_ephemeral_ports_used")
 				// They are no connections.
@@ -258,21 +260,21 @@ func TestIdleBoundTwoSources(t *testing.T) {
 		}
 		f(0.1, 0.1)
 		for range 8 {
-			newSocket(t, unix.AF_INET).bind(t, netip.AddrPortFrom(loopback4, 0))
+			netns.NewSocket(t, unix.AF_INET).Bind(t, netip.AddrPortFrom(loopback4, 0))
 		}
 		f(0.1, 0.5)
 		for range 9 {
-			newSocket(t, unix.AF_INET).bind(t, netip.AddrPortFrom(loopback4, 0))
+			netns.NewSocket(t, unix.AF_INET).Bind(t, netip.AddrPortFrom(loopback4, 0))
 		}
 		f(0.1, 0.95)
-		if err := newSocket(t, unix.AF_INET).tryBind(netip.AddrPortFrom(loopback4, 0)); err != nil {
+		if err := netns.NewSocket(t, unix.AF_INET).TryBind(netip.AddrPortFrom(loopback4, 0)); err != nil {
 			t.Fatal(err)
 		}
 		f(0.1, 1)
-		if _, err := s.connect(t); !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if _, err := s.Connect(t); !errors.Is(err, unix.EADDRNOTAVAIL) {
 			t.Errorf("connect with no port left: %v, want %v", err, unix.EADDRNOTAVAIL)
 		}
-		if err := newSocket(t, unix.AF_INET).tryBind(netip.AddrPortFrom(loopback4, 0)); !errors.Is(err, unix.EADDRINUSE) {
+		if err := netns.NewSocket(t, unix.AF_INET).TryBind(netip.AddrPortFrom(loopback4, 0)); !errors.Is(err, unix.EADDRINUSE) {
 			t.Errorf("bind with no port left: %v, want %v", err, unix.EADDRINUSE)
 		}
 	})
@@ -281,9 +283,9 @@ func TestIdleBoundTwoSources(t *testing.T) {
 // TestAcceptQueueLimit compares limits with what listen(2) was told, with any
 // source of the table.
 func TestAcceptQueueLimit(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		bothSources(t)
-		setSysctl(t, "net/core/somaxconn", "50")
+		netns.SetSysctl(t, "net/core/somaxconn", "50")
 		es := startExporters(t)
 		f := func(at netip.AddrPort, want float64) {
 			t.Helper()
@@ -297,19 +299,19 @@ func TestAcceptQueueLimit(t *testing.T) {
 			for backlog, want := range map[int]float64{0: 0, 1: 1, 7: 7, 49: 49, 50: 50, 51: 50, 4096: 50, -1: 50, 1 << 30: 50} {
 				port++
 				at := netip.AddrPortFrom(ip, port)
-				listen(t, at, backlog)
+				netns.Listen(t, at, backlog)
 				f(at, want)
 			}
 		}
 
 		at := netip.MustParseAddrPort("127.0.0.1:9000")
-		listener := listen(t, at, 4096)
+		listener := netns.Listen(t, at, 4096)
 		f(at, 50)
 		// The sysctl is for those that call listen() after it was changed.
-		setSysctl(t, "net/core/somaxconn", "100")
+		netns.SetSysctl(t, "net/core/somaxconn", "100")
 		f(at, 50)
 		for backlog, want := range map[int]float64{80: 80, 4096: 100, 5: 5} {
-			if err := unix.Listen(listener.fd, backlog); err != nil {
+			if err := unix.Listen(listener.FD, backlog); err != nil {
 				t.Fatal(os.NewSyscallError("listen", err))
 			}
 			f(at, want)
@@ -322,7 +324,7 @@ func TestAcceptQueueLimit(t *testing.T) {
 		f(at, 30)
 
 		// No limit without a listener, no listener without a limit.
-		listener.close(t)
+		listener.Close(t)
 		for _, p := range es.scrape(t) {
 			if n, m := len(p.series("tcp_listener_accept_queue")), len(p.series("tcp_listener_accept_queue_limit")); n != m || n < 30 {
 				t.Errorf("%d listeners with a queue, %d with a limit", n, m)
@@ -334,7 +336,7 @@ func TestAcceptQueueLimit(t *testing.T) {
 // TestFullAcceptQueue asks the kernel at every step: does it take one more
 // connection as long as the fill is less than 1, and only then?
 func TestFullAcceptQueue(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		bothSources(t)
 		const backlog = 4
 		for port, ip := range map[uint16]netip.Addr{8000: loopback4, 8001: loopback6, 8002: netip.IPv6Unspecified()} {
@@ -343,7 +345,7 @@ func TestFullAcceptQueue(t *testing.T) {
 			if ip.IsUnspecified() {
 				to = netip.AddrPortFrom(loopback4, port)
 			}
-			listener := listen(t, at, backlog)
+			listener := netns.Listen(t, at, backlog)
 			es := startExporters(t)
 			labels := []string{"local_ip", ip.String(), "local_port", fmt.Sprint(port)}
 			queues := func() (lengths []float64, full bool) {
@@ -363,7 +365,7 @@ func TestFullAcceptQueue(t *testing.T) {
 			wasFull := false
 			for range backlog + 4 {
 				before, full := queues()
-				newSocket(t, familyOf(to.Addr())).start(t, to)
+				netns.NewSocket(t, netns.FamilyOf(to.Addr())).Start(t, to)
 				after, _ := queues()
 				if taken := after[0] > before[0]; taken == full {
 					t.Errorf("%s: %v in the queue, full: %v, but one more is taken: %v", at, before[0], full, taken)
@@ -373,7 +375,7 @@ func TestFullAcceptQueue(t *testing.T) {
 			if !wasFull {
 				t.Errorf("the queue of %s never was full", at)
 			}
-			listener.accept(t)
+			listener.Accept(t)
 			if _, full := queues(); full {
 				t.Errorf("the queue of %s is full after an accept", at)
 			}
@@ -384,12 +386,12 @@ func TestFullAcceptQueue(t *testing.T) {
 // TestNoNetlink runs the program where it may not make netlink sockets, as
 // container runtimes and systemd's RestrictAddressFamilies do.
 func TestNoNetlink(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		s := serve(t, loopback4, 9000)
-		s.mustConnect(t, 3)
-		s.mustConnect(t, 2)[0].closeClientFirst(t)
+	netns.Run(t, func(t *testing.T) {
+		s := netns.Serve(t, loopback4, 9000)
+		s.MustConnect(t, 3)
+		s.MustConnect(t, 2)[0].CloseClientFirst(t)
 		want := sockstat{inUse4: 9, timeWait: 1} // the listener, and both ends of four connections
-		eventually(t, func() bool { return readSockstat(t) == want },
+		netns.Eventually(t, func() bool { return readSockstat(t) == want },
 			func() string { return fmt.Sprintf("%+v, built were %+v", readSockstat(t), want) })
 		forbidNetlink(t)
 
@@ -439,7 +441,7 @@ func forbidNetlink(t *testing.T) {
 	// need to look at the architecture: the program has the test's own.
 	const numberAt = 0
 	familyAt := uint32(16)
-	if encode(uint16(1))[0] == 0 {
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
 		familyAt += 4 // the low half on a big-endian machine
 	}
 	filter := []unix.SockFilter{
@@ -461,7 +463,7 @@ func forbidNetlink(t *testing.T) {
 	if errno != 0 {
 		t.Fatal(os.NewSyscallError("seccomp", errno))
 	}
-	if _, err := netlink(unix.NETLINK_INET_DIAG, unix.SOCK_DIAG_BY_FAMILY, 0, nil); err == nil || !strings.Contains(err.Error(), unix.EPERM.Error()) {
+	if _, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG); !errors.Is(err, unix.EPERM) {
 		t.Fatalf("netlink under the filter: %v, want %v", err, unix.EPERM)
 	}
 }

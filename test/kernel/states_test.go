@@ -8,12 +8,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
 )
 
 // established is one connection whose far end is the test.
 type established struct {
-	socket socket
-	far    *farEnd
+	socket netns.Socket
+	far    *netns.FarEnd
 }
 
 // A kind is one way a connection can look in the socket table.
@@ -33,67 +35,67 @@ type kind struct {
 var kinds = []kind{
 	{"established", true, false, 7, func(*testing.T, established) {}},
 	{"fin_wait1", true, false, 1, func(t *testing.T, c established) {
-		c.socket.shutdown(t)
+		c.socket.Shutdown(t)
 	}},
 	{"fin_wait1", true, true, 3, func(t *testing.T, c established) {
-		c.socket.close(t)
+		c.socket.Close(t)
 	}},
 	{"fin_wait2", true, false, 2, func(t *testing.T, c established) {
-		c.socket.shutdown(t)
-		c.far.expect(t, flagFIN)
-		c.far.confirm(t)
+		c.socket.Shutdown(t)
+		c.far.Expect(t, netns.FlagFIN)
+		c.far.Confirm(t)
 	}},
 	{"fin_wait2", true, true, 1, func(t *testing.T, c established) {
 		// The kernel keeps a full socket while more than a minute is left.
-		c.socket.set(t, unix.SOL_TCP, unix.TCP_LINGER2, 100)
-		c.socket.close(t)
-		c.far.expect(t, flagFIN)
-		c.far.confirm(t)
+		c.socket.Set(t, unix.SOL_TCP, unix.TCP_LINGER2, 100)
+		c.socket.Close(t)
+		c.far.Expect(t, netns.FlagFIN)
+		c.far.Confirm(t)
 	}},
 	{"fin_wait2", false, false, 3, func(t *testing.T, c established) {
-		c.socket.close(t)
-		c.far.expect(t, flagFIN)
-		c.far.confirm(t)
+		c.socket.Close(t)
+		c.far.Expect(t, netns.FlagFIN)
+		c.far.Confirm(t)
 	}},
 	{"time_wait", false, false, 5, func(t *testing.T, c established) {
-		c.socket.close(t)
-		c.far.expect(t, flagFIN)
-		c.far.confirm(t)
-		c.far.finish(t)
+		c.socket.Close(t)
+		c.far.Expect(t, netns.FlagFIN)
+		c.far.Confirm(t)
+		c.far.Finish(t)
 	}},
 	{"time_wait", false, false, 4, func(t *testing.T, c established) {
 		// By way of closing: both ends close at once.
-		c.socket.close(t)
-		c.far.finish(t)
-		c.far.expect(t, flagFIN)
-		c.far.confirm(t)
+		c.socket.Close(t)
+		c.far.Finish(t)
+		c.far.Expect(t, netns.FlagFIN)
+		c.far.Confirm(t)
 	}},
 	{"close_wait", true, false, 4, func(t *testing.T, c established) {
-		c.far.finish(t)
+		c.far.Finish(t)
 	}},
 	{"last_ack", true, false, 1, func(t *testing.T, c established) {
-		c.far.finish(t)
-		c.far.expect(t, flagACK)
-		c.socket.shutdown(t)
+		c.far.Finish(t)
+		c.far.Expect(t, netns.FlagACK)
+		c.socket.Shutdown(t)
 	}},
 	{"last_ack", true, true, 2, func(t *testing.T, c established) {
-		c.far.finish(t)
-		c.far.expect(t, flagACK)
-		c.socket.close(t)
+		c.far.Finish(t)
+		c.far.Expect(t, netns.FlagACK)
+		c.socket.Close(t)
 	}},
 	{"closing", true, false, 2, func(t *testing.T, c established) {
-		c.socket.shutdown(t)
-		c.far.finish(t)
+		c.socket.Shutdown(t)
+		c.far.Finish(t)
 	}},
 	{"established", true, false, 2, func(t *testing.T, c established) {
-		c.far.send(t, flagACK|flagPSH, make([]byte, 1000))
+		c.far.Send(t, netns.FlagACK|netns.FlagPSH, make([]byte, 1000))
 	}},
 	{"established", true, false, 1, func(t *testing.T, c established) {
-		c.socket.write(t, make([]byte, 500))
+		c.socket.Write(t, make([]byte, 500))
 	}},
 	{"closing", true, true, 4, func(t *testing.T, c established) {
-		c.socket.close(t)
-		c.far.finish(t)
+		c.socket.Close(t)
+		c.far.Finish(t)
 	}},
 }
 
@@ -110,15 +112,15 @@ type stack struct {
 var stacks = []stack{
 	{
 		unix.AF_INET, netip.IPv4Unspecified(),
-		wireNear4.Addr(), netip.MustParseAddr("10.9.0.2"), netip.MustParseAddr("10.9.0.3"), 8000,
+		netns.WireNear4.Addr(), netip.MustParseAddr("10.9.0.2"), netip.MustParseAddr("10.9.0.3"), 8000,
 	},
 	{
-		unix.AF_INET6, wireNear6.Addr(),
-		wireNear6.Addr(), netip.MustParseAddr("fd00:9::2"), netip.MustParseAddr("fd00:9::3"), 8010,
+		unix.AF_INET6, netns.WireNear6.Addr(),
+		netns.WireNear6.Addr(), netip.MustParseAddr("fd00:9::2"), netip.MustParseAddr("fd00:9::3"), 8010,
 	},
 	{ // dual-stack: IPv4 connections of AF_INET6 sockets
 		unix.AF_INET6, netip.IPv6Unspecified(),
-		wireNear4.Addr(), netip.MustParseAddr("10.9.0.4"), netip.MustParseAddr("10.9.0.3"), 8020,
+		netns.WireNear4.Addr(), netip.MustParseAddr("10.9.0.4"), netip.MustParseAddr("10.9.0.3"), 8020,
 	},
 }
 
@@ -154,8 +156,8 @@ func (rs rows) count(matches func(row) bool) (n int) {
 func buildEveryKind(t *testing.T) rows {
 	t.Helper()
 	// 0x2 server side on; 0x200 data in a SYN is taken without a cookie.
-	setSysctl(t, "net/ipv4/tcp_fastopen", "514")
-	w := newWire(t)
+	netns.SetSysctl(t, "net/ipv4/tcp_fastopen", "514")
+	w := netns.NewWire(t)
 	var rs rows
 	for _, s := range stacks {
 		rs = append(rs, buildInbound(t, w, s)...)
@@ -171,7 +173,7 @@ func buildEveryKind(t *testing.T) rows {
 // TestStates builds every kind of row that a program can make and compares
 // each count with what was built and with the kernel's own.
 func TestStates(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		rs := buildEveryKind(t)
 
 		for _, source := range sources(t) {
@@ -193,10 +195,10 @@ func TestStates(t *testing.T) {
 // that stops before the end of a file must know the end from the end of a page.
 // Rows of TIME_WAIT are shorter than others, so pages are filled differently.
 func TestTableSizes(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		const steps = 120
 		es := startExporters(t)
-		services := []service{serve(t, loopback4, 9000), serve(t, loopback6, 9000)}
+		services := []netns.Service{netns.Serve(t, loopback4, 9000), netns.Serve(t, loopback6, 9000)}
 		rows := 1
 		for step := range steps {
 			for _, p := range es.scrape(t) {
@@ -207,9 +209,9 @@ func TestTableSizes(t *testing.T) {
 				}
 			}
 			for _, s := range services {
-				p := s.mustConnectFrom(t, s.at.Addr(), uint16(20000+step), 1)[0]
+				p := s.MustConnectFrom(t, s.At.Addr(), uint16(20000+step), 1)[0]
 				if step%2 == 0 {
-					p.closeServerFirst(t)
+					p.CloseServerFirst(t)
 				}
 			}
 			rows += 1 + step%2
@@ -218,9 +220,9 @@ func TestTableSizes(t *testing.T) {
 }
 
 // buildInbound makes connections from the wire to a listener that accepts.
-func buildInbound(t *testing.T, w *wire, s stack) (rs rows) {
+func buildInbound(t *testing.T, w *netns.Wire, s stack) (rs rows) {
 	at := netip.AddrPortFrom(s.listener, s.port)
-	listener := listen(t, at, 100)
+	listener := netns.Listen(t, at, 100)
 	rs = append(rs, row{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at})
 
 	near := netip.AddrPortFrom(s.near, s.port)
@@ -231,35 +233,35 @@ func buildInbound(t *testing.T, w *wire, s stack) (rs rows) {
 	}
 	for _, k := range kinds {
 		for range k.count {
-			f := w.call(t, next(), near)
-			f.confirm(t)
-			k.reach(t, established{listener.accept(t), f})
+			f := w.Call(t, next(), near)
+			f.Confirm(t)
+			k.reach(t, established{listener.Accept(t), f})
 			rs = append(rs, row{s, "inbound", k.state, k.full, k.orphan, true, near, far})
 		}
 	}
 	for range 6 {
-		w.call(t, next(), near)
+		w.Call(t, next(), near)
 		rs = append(rs, row{s, "inbound", "syn_recv", false, false, false, near, far})
 	}
 	return rs
 }
 
 // buildOutbound makes connections from the namespace to the wire.
-func buildOutbound(t *testing.T, w *wire, s stack) (rs rows) {
+func buildOutbound(t *testing.T, w *netns.Wire, s stack) (rs rows) {
 	far := netip.AddrPortFrom(s.server, 443)
 	for _, k := range kinds {
 		for range k.count + 1 {
-			so := newSocket(t, s.socket)
-			so.start(t, far)
-			near := so.local(t)
-			k.reach(t, established{so, w.answer(t, near, far)})
+			so := netns.NewSocket(t, s.socket)
+			so.Start(t, far)
+			near := so.Local(t)
+			k.reach(t, established{so, w.Answer(t, near, far)})
 			rs = append(rs, row{s, "outbound", k.state, k.full, k.orphan, true, near, far})
 		}
 	}
 	for range 5 {
-		so := newSocket(t, s.socket)
-		so.start(t, far)
-		rs = append(rs, row{s, "outbound", "syn_sent", true, false, true, so.local(t), far})
+		so := netns.NewSocket(t, s.socket)
+		so.Start(t, far)
+		rs = append(rs, row{s, "outbound", "syn_sent", true, false, true, so.Local(t), far})
 	}
 	return rs
 }
@@ -267,56 +269,56 @@ func buildOutbound(t *testing.T, w *wire, s stack) (rs rows) {
 // buildUnaccepted makes connections that the kernel has accepted and the
 // program has not. One of them the far end resets: it leaves the table, but
 // not the queue.
-func buildUnaccepted(t *testing.T, w *wire, s stack) (rs rows) {
+func buildUnaccepted(t *testing.T, w *netns.Wire, s stack) (rs rows) {
 	at := netip.AddrPortFrom(s.listener, s.port+1)
-	listen(t, at, 100)
+	netns.Listen(t, at, 100)
 	rs = append(rs, row{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at})
 
 	near := netip.AddrPortFrom(s.near, s.port+1)
 	for i, state := range []string{"established", "established", "established", "close_wait", "close_wait", "close"} {
-		f := w.call(t, netip.AddrPortFrom(s.caller, uint16(2000+i)), near)
-		f.confirm(t)
+		f := w.Call(t, netip.AddrPortFrom(s.caller, uint16(2000+i)), near)
+		f.Confirm(t)
 		switch state {
 		case "close_wait":
-			f.finish(t)
+			f.Finish(t)
 		case "close":
-			f.send(t, flagRST, nil)
+			f.Send(t, netns.FlagRST, nil)
 			continue
 		}
-		rs = append(rs, row{s, "inbound", state, true, false, false, near, f.far})
+		rs = append(rs, row{s, "inbound", state, true, false, false, near, f.Far})
 	}
 	return rs
 }
 
 // buildFastOpen makes a connection whose SYN carried data: half open like a
 // request socket, but already a full socket that accept() would return.
-func buildFastOpen(t *testing.T, w *wire, s stack) rows {
+func buildFastOpen(t *testing.T, w *netns.Wire, s stack) rows {
 	at := netip.AddrPortFrom(s.listener, s.port+2)
-	listener := listen(t, at, 100)
-	listener.set(t, unix.SOL_TCP, unix.TCP_FASTOPEN, 10)
+	listener := netns.Listen(t, at, 100)
+	listener.Set(t, unix.SOL_TCP, unix.TCP_FASTOPEN, 10)
 
 	near := netip.AddrPortFrom(s.near, s.port+2)
-	f := &farEnd{wire: w, near: near, far: netip.AddrPortFrom(s.caller, 3000), seq: 1000}
-	f.send(t, flagSYN, []byte("hello"))
-	f.expect(t, flagSYN|flagACK)
+	f := &netns.FarEnd{Wire: w, Near: near, Far: netip.AddrPortFrom(s.caller, 3000), Seq: 1000}
+	f.Send(t, netns.FlagSYN, []byte("hello"))
+	f.Expect(t, netns.FlagSYN|netns.FlagACK)
 	return rows{
 		{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at},
-		{s, "inbound", "syn_recv", true, false, false, near, f.far},
+		{s, "inbound", "syn_recv", true, false, false, near, f.Far},
 	}
 }
 
 // buildSharedPort makes an outbound connection from a port on which somebody
 // listens, but on another address.
-func buildSharedPort(t *testing.T, w *wire) rows {
+func buildSharedPort(t *testing.T, w *netns.Wire) rows {
 	s := stacks[0]
 	at := netip.MustParseAddrPort("127.0.0.1:8030")
 	near := netip.AddrPortFrom(s.near, at.Port())
 	far := netip.AddrPortFrom(s.server, 444)
-	listen(t, at, 100)
-	so := newSocket(t, s.socket)
-	so.bind(t, near)
-	so.start(t, far)
-	w.answer(t, near, far)
+	netns.Listen(t, at, 100)
+	so := netns.NewSocket(t, s.socket)
+	so.Bind(t, near)
+	so.Start(t, far)
+	w.Answer(t, near, far)
 	return rows{
 		{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at},
 		{s, "outbound", "established", true, false, true, near, far},
@@ -336,7 +338,7 @@ func (rs rows) settle(t *testing.T) {
 		want[place{r.stack.socket, r.state}]++
 	}
 	var have map[place]int
-	eventually(t, func() bool {
+	netns.Eventually(t, func() bool {
 		have = make(map[place]int)
 		for _, r := range readTable(t) {
 			have[place{r.table, r.state}]++

@@ -4,7 +4,6 @@ import (
 	"net"
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
@@ -112,14 +111,4 @@ func currEstab(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return int(*s.Tcp.CurrEstab)
-}
-
-// eventually waits for what the kernel does asynchronously.
-func eventually(t *testing.T, done func() bool, state func() string) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !done(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal(state())
-		}
-	}
 }

@@ -9,20 +9,22 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
 )
 
 // TestServerSideTimeWait is what a host behind a load balancer looks like
 // whose server closes first: thousands of TIME_WAITs, one remote address, and
 // not a single ephemeral port of this host's.
 func TestServerSideTimeWait(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		const connections = 3000
 		balancer := netip.MustParseAddr("127.0.0.2")
-		s := serve(t, loopback4, 9000)
+		s := netns.Serve(t, loopback4, 9000)
 		// From ports of their own, so that none comes back to one that the server
 		// still has in TIME_WAIT: the kernel would give that up for the new one.
-		for _, p := range s.mustConnectFrom(t, balancer, 2000, connections) {
-			p.closeServerFirst(t)
+		for _, p := range s.MustConnectFrom(t, balancer, 2000, connections) {
+			p.CloseServerFirst(t)
 		}
 
 		for _, p := range startExporters(t).scrape(t) {
@@ -45,11 +47,11 @@ func TestServerSideTimeWait(t *testing.T) {
 
 // TestTimeWaitLimit makes more TIME_WAITs than tcp_max_tw_buckets allows.
 func TestTimeWaitLimit(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net/ipv4/tcp_max_tw_buckets", "20")
-		s := serve(t, loopback4, 9000)
-		for _, p := range s.mustConnect(t, 50) {
-			p.closeClientFirst(t)
+	netns.Run(t, func(t *testing.T) {
+		netns.SetSysctl(t, "net/ipv4/tcp_max_tw_buckets", "20")
+		s := netns.Serve(t, loopback4, 9000)
+		for _, p := range s.MustConnect(t, 50) {
+			p.CloseClientFirst(t)
 		}
 		for _, p := range startExporters(t).scrape(t) {
 			p.want(t, 20, "tcp_time_wait_limit")
@@ -62,7 +64,7 @@ func TestTimeWaitLimit(t *testing.T) {
 
 // TestLimits sets every limit of the namespace to a value of its own.
 func TestLimits(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		for name, value := range map[string]string{
 			"net/ipv4/tcp_max_tw_buckets":      "12345",
 			"net/ipv4/tcp_tw_reuse":            "1",
@@ -72,7 +74,7 @@ func TestLimits(t *testing.T) {
 			"net/ipv4/ip_local_port_range":     "12000 13000",
 			"net/ipv4/ip_local_reserved_ports": "1,3,12000-12009,12999-14000",
 		} {
-			setSysctl(t, name, value)
+			netns.SetSysctl(t, name, value)
 		}
 		p := startExporter(t).scrape(t)
 		p.want(t, 12345, "tcp_time_wait_limit")
@@ -98,39 +100,39 @@ func TestLimits(t *testing.T) {
 
 // TestCounters moves the kernel's counters and compares every one.
 func TestCounters(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		setSysctl(t, "net/ipv4/tcp_fin_timeout", "3")
-		setSysctl(t, "net/ipv4/tcp_tw_reuse", "1")
-		s := serve(t, loopback4, 9000)
+	netns.Run(t, func(t *testing.T) {
+		netns.SetSysctl(t, "net/ipv4/tcp_fin_timeout", "3")
+		netns.SetSysctl(t, "net/ipv4/tcp_tw_reuse", "1")
+		s := netns.Serve(t, loopback4, 9000)
 
 		// TW, TWKilled: a FIN_WAIT2 of 3 s is armed with a short timer.
-		for _, p := range s.mustConnect(t, 3) {
-			p.closeClientFirst(t)
+		for _, p := range s.MustConnect(t, 3) {
+			p.CloseClientFirst(t)
 		}
-		for _, p := range s.mustConnect(t, 2) {
-			p.client.close(t)
-			p.server.awaitEOF(t)
+		for _, p := range s.MustConnect(t, 2) {
+			p.Client.Close(t)
+			p.Server.AwaitEOF(t)
 		}
 		// TCPAbortOnClose: closed with unread data. TCPAbortOnData: data after close.
-		pairs := s.mustConnect(t, 3)
-		pairs[0].client.write(t, []byte("unread"))
-		pairs[0].server.close(t)
-		pairs[1].client.close(t)
-		pairs[1].server.write(t, []byte("late"))
+		pairs := s.MustConnect(t, 3)
+		pairs[0].Client.Write(t, []byte("unread"))
+		pairs[0].Server.Close(t)
+		pairs[1].Client.Close(t)
+		pairs[1].Server.Write(t, []byte("late"))
 		// EstabResets, OutRsts, TCPAbortOnData: SO_LINGER with no time.
-		if err := unix.SetsockoptLinger(pairs[2].client.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		if err := unix.SetsockoptLinger(pairs[2].Client.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 			t.Fatal(err)
 		}
-		pairs[2].client.close(t)
+		pairs[2].Client.Close(t)
 		// AttemptFails: nobody listens there.
-		if err := newSocket(t, unix.AF_INET).tryConnect(netip.MustParseAddrPort("127.0.0.1:9")); !errors.Is(err, unix.ECONNREFUSED) {
+		if err := netns.NewSocket(t, unix.AF_INET).TryConnect(netip.MustParseAddrPort("127.0.0.1:9")); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Fatalf("connect to a port without listener: %v, want ECONNREFUSED", err)
 		}
 		// ListenOverflows, ListenDrops: backlog 0 holds one connection.
 		full := netip.MustParseAddrPort("127.0.0.1:9100")
-		listen(t, full, 0)
+		netns.Listen(t, full, 0)
 		for range 4 {
-			newSocket(t, unix.AF_INET).start(t, full)
+			netns.NewSocket(t, unix.AF_INET).Start(t, full)
 		}
 
 		e := startExporter(t)
@@ -138,7 +140,7 @@ func TestCounters(t *testing.T) {
 		// between two looks at them: compare when they did not.
 		var p page
 		var before, after map[string]float64
-		eventually(t, func() bool {
+		netns.Eventually(t, func() bool {
 			before = readCounters(t)
 			p = e.scrape(t)
 			after = readCounters(t)

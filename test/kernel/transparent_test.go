@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
 )
 
 // TestTransparent has what TPROXY leaves behind: connections whose local address is
@@ -14,36 +16,36 @@ import (
 // listener that is closed again, the bit being the same; a connection of a transparent
 // proxy's own has it too.
 func TestTransparent(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
 		const children, mark = 5, "192.0.2.77"
 		setPorts(t, 40000, 40009, "")
-		addLoopbackAddresses(t, host4)
-		addLocalRoute(t, netip.MustParsePrefix("192.0.2.0/24"))
-		transparent := func() socket {
-			s := newSocket(t, unix.AF_INET)
-			s.set(t, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
+		netns.AddLoopbackAddresses(t, host4)
+		netns.AddLocalRoute(t, netip.MustParsePrefix("192.0.2.0/24"))
+		transparent := func() netns.Socket {
+			s := netns.NewSocket(t, unix.AF_INET)
+			s.Set(t, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
 			return s
 		}
 
-		intercepted := service{listener: transparent(), at: netip.MustParseAddrPort("192.0.2.5:80"), family: unix.AF_INET}
-		intercepted.listener.bind(t, intercepted.at)
-		if err := unix.Listen(intercepted.listener.fd, 100); err != nil {
+		intercepted := netns.Service{Listener: transparent(), At: netip.MustParseAddrPort("192.0.2.5:80"), Family: unix.AF_INET}
+		intercepted.Listener.Bind(t, intercepted.At)
+		if err := unix.Listen(intercepted.Listener.FD, 100); err != nil {
 			t.Fatal(os.NewSyscallError("listen", err))
 		}
 		// The clients are elsewhere in truth: here they end at once, to leave no row.
-		var held []socket
-		for _, p := range intercepted.mustConnectFrom(t, host4, 20000, children) {
-			p.client.close(t)
-			p.server.awaitEOF(t)
-			held = append(held, p.server)
+		var held []netns.Socket
+		for _, p := range intercepted.MustConnectFrom(t, host4, 20000, children) {
+			p.Client.Close(t)
+			p.Server.AwaitEOF(t)
+			held = append(held, p.Server)
 		}
-		intercepted.listener.close(t)
+		intercepted.Listener.Close(t)
 
 		// The proxy goes on to the server with the client's address.
-		server := serve(t, host4, 8000)
+		server := netns.Serve(t, host4, 8000)
 		own := transparent()
-		own.bind(t, netip.AddrPortFrom(netip.MustParseAddr(mark), 0))
-		if _, err := server.join(t, own); err != nil {
+		own.Bind(t, netip.AddrPortFrom(netip.MustParseAddr(mark), 0))
+		if _, err := server.Join(t, own); err != nil {
 			t.Fatal(err)
 		}
 
@@ -58,13 +60,13 @@ func TestTransparent(t *testing.T) {
 			// The proxy's own is a destination with either source, and the one to be named.
 			p.want(t, 1, "tcp_connections", "direction", "outbound", "state", "established")
 			p.want(t, 1, "tcp_destination_ports_used", "local_ip", mark, "remote_ip", host4.String(), "remote_port", "8000")
-			p.want(t, 0.1, "tcp_destination_port_utilisation_ratio", destination(netip.MustParseAddr(mark), server.at)...)
+			p.want(t, 0.1, "tcp_destination_port_utilisation_ratio", destination(netip.MustParseAddr(mark), server.At)...)
 			if n := len(p.series("tcp_destination_port_utilisation_ratio")); n != 1 {
 				t.Errorf("%d destinations are named, want 1", n)
 			}
 		}
 		for _, s := range held {
-			if _, err := unix.Getpeername(s.fd); err != nil {
+			if _, err := unix.Getpeername(s.FD); err != nil {
 				t.Error(fmt.Errorf("a connection ended: %w", err))
 			}
 		}

@@ -1,4 +1,4 @@
-package kernel
+package netns
 
 import (
 	"encoding/binary"
@@ -10,40 +10,53 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // TCP flags, RFC 9293 section 3.1.
 const (
-	flagFIN = 1 << iota
-	flagSYN
-	flagRST
-	flagPSH
-	flagACK
+	FlagFIN = 1 << iota
+	FlagSYN
+	FlagRST
+	FlagPSH
+	FlagACK
 )
 
-// wire is a link whose far end is no kernel but this test: it sends exactly
+// Wire is a link whose far end is no kernel but this test: it sends exactly
 // the segments it is told to and answers nothing by itself. So a connection
 // stays in whichever state the test has brought it to.
-type wire struct {
+type Wire struct {
 	fd   int // AF_PACKET socket on the far end of a veth pair
 	near net.HardwareAddr
 }
 
+// WireNear4 and WireNear6 are the namespace's own addresses on a wire.
 var (
-	wireNear4 = netip.MustParsePrefix("10.9.0.1/24")
-	wireNear6 = netip.MustParsePrefix("fd00:9::1/64")
+	WireNear4 = netip.MustParsePrefix("10.9.0.1/24")
+	WireNear6 = netip.MustParsePrefix("fd00:9::1/64")
 )
 
-// newWire makes the link and gives the namespace an IPv4 and an IPv6 address on it.
-func newWire(t *testing.T) *wire {
+// NewWire makes the link and gives the namespace an IPv4 and an IPv6 address on it.
+func NewWire(t *testing.T) *Wire {
 	t.Helper()
 	addVeth(t, "near", "far")
-	setLinkUp(t, "far", 0)
-	setLinkUp(t, "near", unix.IFF_NOARP) // nobody answers ARP or neighbour discovery on the far end
-	addAddress(t, "near", wireNear4)
-	addAddress(t, "near", wireNear6)
+	// Nobody answers ARP or neighbour discovery on the far end.
+	err := errors.Join(netlink.LinkSetARPOff(named("near")), netlink.LinkSetUp(named("near")), netlink.LinkSetUp(named("far")))
+	if err != nil {
+		t.Fatalf("links up: %v", err)
+	}
+	addAddress(t, "near", WireNear4)
+	addAddress(t, "near", WireNear6)
 
+	near, err := net.InterfaceByName("near")
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := net.InterfaceByName("far")
+	if err != nil {
+		t.Fatal(err)
+	}
 	// struct sockaddr_ll wants the protocol in network order.
 	all := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -54,24 +67,20 @@ func newWire(t *testing.T) *wire {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 10_000}); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: int(linkIndex(t, "far"))}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: far.Index}); err != nil {
 		t.Fatal(os.NewSyscallError("bind", err))
 	}
-	link, err := net.InterfaceByName("near")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &wire{fd: fd, near: link.HardwareAddr}
+	w := &Wire{fd: fd, near: near.HardwareAddr}
 
 	// The kernel starts a link's queue and the addresses of IPv6 in the background
 	// (net/core/link_watch.c, net/ipv6/addrconf.c) and drops what is sent before. A
 	// port without listener answers a SYN with RST.
-	for _, near := range []netip.Addr{wireNear4.Addr(), wireNear6.Addr()} {
-		probe := segment{from: netip.AddrPortFrom(near.Next(), 9), to: netip.AddrPortFrom(near, 9), flags: flagSYN}
-		eventually(t, func() bool {
+	for _, near := range []netip.Addr{WireNear4.Addr(), WireNear6.Addr()} {
+		probe := segment{from: netip.AddrPortFrom(near.Next(), 9), to: netip.AddrPortFrom(near, 9), flags: FlagSYN}
+		Eventually(t, func() bool {
 			w.send(t, probe)
 			answer, ok := w.next(t)
-			return ok && answer.to == probe.from && answer.flags&flagRST != 0
+			return ok && answer.to == probe.from && answer.flags&FlagRST != 0
 		}, func() string { return "no answer from " + near.String() + " over the wire" })
 	}
 	return w
@@ -88,17 +97,17 @@ type segment struct {
 // length is what the segment takes of the sequence space, RFC 9293 section 3.4.
 func (s segment) length() uint32 {
 	n := uint32(len(s.payload))
-	if s.flags&flagSYN != 0 {
+	if s.flags&FlagSYN != 0 {
 		n++
 	}
-	if s.flags&flagFIN != 0 {
+	if s.flags&FlagFIN != 0 {
 		n++
 	}
 	return n
 }
 
 // send puts a segment on the wire toward the namespace's own stack.
-func (w *wire) send(t *testing.T, s segment) {
+func (w *Wire) send(t *testing.T, s segment) {
 	t.Helper()
 	frame := slices.Concat(w.near, w.near, s.packet())
 	if _, err := unix.Write(w.fd, frame); err != nil {
@@ -107,7 +116,7 @@ func (w *wire) send(t *testing.T, s segment) {
 }
 
 // next reads one segment of the namespace's; false when none comes soon.
-func (w *wire) next(t *testing.T) (segment, bool) {
+func (w *Wire) next(t *testing.T) (segment, bool) {
 	t.Helper()
 	frame := make([]byte, 1<<16)
 	n, err := unix.Read(w.fd, frame)
@@ -121,16 +130,16 @@ func (w *wire) next(t *testing.T) (segment, bool) {
 }
 
 // receive waits for a segment from near to far that has all of flags set.
-func (w *wire) receive(t *testing.T, near, far netip.AddrPort, flags byte) segment {
+func (w *Wire) receive(t *testing.T, near, far netip.AddrPort, flags byte) segment {
 	t.Helper()
 	var s segment
-	eventually(t, func() bool {
+	Eventually(t, func() bool {
 		for {
 			var ok bool
 			if s, ok = w.next(t); !ok {
 				return false
 			}
-			if s.from == near && s.to == far && s.flags&flags == flags && s.flags&flagRST == 0 {
+			if s.from == near && s.to == far && s.flags&flags == flags && s.flags&FlagRST == 0 {
 				return true
 			}
 		}
@@ -215,59 +224,60 @@ func parseFrame(frame []byte) (segment, bool) {
 	}, true
 }
 
-// farEnd is the test's end of one connection.
-type farEnd struct {
-	wire      *wire
-	near, far netip.AddrPort
-	seq       uint32 // next byte to send
+// FarEnd is the test's end of one connection.
+type FarEnd struct {
+	Wire      *Wire
+	Near, Far netip.AddrPort
+	Seq       uint32 // next byte to send
 	ack       uint32 // next byte expected
 }
 
-// call opens a connection from far to a listener at near. Until it is
+// Call opens a connection from far to a listener at near. Until it is
 // confirmed the kernel has it half open (SYN_RECV).
-func (w *wire) call(t *testing.T, far, near netip.AddrPort) *farEnd {
+func (w *Wire) Call(t *testing.T, far, near netip.AddrPort) *FarEnd {
 	t.Helper()
-	f := &farEnd{wire: w, near: near, far: far, seq: 1000}
-	f.send(t, flagSYN, nil)
-	f.expect(t, flagSYN|flagACK)
+	f := &FarEnd{Wire: w, Near: near, Far: far, Seq: 1000}
+	f.Send(t, FlagSYN, nil)
+	f.Expect(t, FlagSYN|FlagACK)
 	return f
 }
 
-// answer accepts a connection that the kernel is opening from near to far.
-func (w *wire) answer(t *testing.T, near, far netip.AddrPort) *farEnd {
+// Answer accepts a connection that the kernel is opening from near to far.
+func (w *Wire) Answer(t *testing.T, near, far netip.AddrPort) *FarEnd {
 	t.Helper()
-	syn := w.receive(t, near, far, flagSYN)
-	f := &farEnd{wire: w, near: near, far: far, seq: 1000, ack: syn.seq + 1}
-	f.send(t, flagSYN|flagACK, nil)
-	f.expect(t, flagACK)
+	syn := w.receive(t, near, far, FlagSYN)
+	f := &FarEnd{Wire: w, Near: near, Far: far, Seq: 1000, ack: syn.seq + 1}
+	f.Send(t, FlagSYN|FlagACK, nil)
+	f.Expect(t, FlagACK)
 	return f
 }
 
-// confirm acknowledges everything received so far.
-func (f *farEnd) confirm(t *testing.T) {
+// Confirm acknowledges everything received so far.
+func (f *FarEnd) Confirm(t *testing.T) {
 	t.Helper()
-	f.send(t, flagACK, nil)
+	f.Send(t, FlagACK, nil)
 }
 
-// finish ends the far end's stream.
-func (f *farEnd) finish(t *testing.T) {
+// Finish ends the far end's stream.
+func (f *FarEnd) Finish(t *testing.T) {
 	t.Helper()
-	f.send(t, flagFIN|flagACK, nil)
+	f.Send(t, FlagFIN|FlagACK, nil)
 }
 
-func (f *farEnd) send(t *testing.T, flags byte, payload []byte) {
+// Send sends one segment, in order.
+func (f *FarEnd) Send(t *testing.T, flags byte, payload []byte) {
 	t.Helper()
-	s := segment{from: f.far, to: f.near, seq: f.seq, flags: flags, payload: payload}
-	if flags&flagACK != 0 {
+	s := segment{from: f.Far, to: f.Near, seq: f.Seq, flags: flags, payload: payload}
+	if flags&FlagACK != 0 {
 		s.ack = f.ack
 	}
-	f.wire.send(t, s)
-	f.seq += s.length()
+	f.Wire.send(t, s)
+	f.Seq += s.length()
 }
 
-// expect waits for a segment with these flags, not acknowledging it yet.
-func (f *farEnd) expect(t *testing.T, flags byte) {
+// Expect waits for a segment with these flags, not acknowledging it yet.
+func (f *FarEnd) Expect(t *testing.T, flags byte) {
 	t.Helper()
-	s := f.wire.receive(t, f.near, f.far, flags)
+	s := f.Wire.receive(t, f.Near, f.Far, flags)
 	f.ack = s.seq + s.length()
 }
