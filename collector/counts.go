@@ -32,6 +32,7 @@ type counts[K comparable] struct {
 	cells   []cell   // cells[0] stands for none
 	free    uint32   // the first cell not in use
 
+	light     bool // some entries may have light rows only
 	shortfall uint32
 	seen      *bitmap // keys ever seen, once some gave way
 
@@ -61,26 +62,10 @@ func newCounts[K comparable](limit int) *counts[K] {
 	return c
 }
 
-// add counts so many rows.
-func (c *counts[K]) add(key *K, label uint8, rows uint32) {
-	e := c.entry(key, false)
+// add counts so many rows. What it returns is good until the next call.
+func (c *counts[K]) add(key *K, label uint8, rows uint32) *entry[K] {
+	e := c.entry(key)
 	e.rows += rows
-	c.addCell(e, label, rows)
-}
-
-// addLight counts a light row.
-func (c *counts[K]) addLight(key *K, label uint8) {
-	e := c.entry(key, true)
-	c.addCell(e, label, 1)
-	if e == &c.away {
-		if c.gaveWay != nil {
-			c.gaveWay(e)
-		}
-		c.freeCells(e.cells)
-	}
-}
-
-func (c *counts[K]) addCell(e *entry[K], label uint8, rows uint32) {
 	i := e.cells
 	for i != 0 && c.cells[i].label != label {
 		i = c.cells[i].next
@@ -91,21 +76,33 @@ func (c *counts[K]) addCell(e *entry[K], label uint8, rows uint32) {
 		e.cells = i
 	}
 	c.cells[i].rows += rows
+	return e
 }
 
-// entry returns the entry of key, a new one if it has none; of a light one that is
-// turned away it is &c.away.
-func (c *counts[K]) entry(key *K, light bool) *entry[K] {
+// addLight counts a light row.
+func (c *counts[K]) addLight(key *K, label uint8) {
+	if len(c.entries) < c.limit-c.limit/4 || c.lookup(key) != nil {
+		c.add(key, label, 1).rows--
+		c.light = true
+		return
+	}
+	c.estimate()
+	c.seen.add(uint32(maphash.Comparable(c.seed, *key)))
+	if c.gaveWay != nil {
+		i := c.newCell()
+		c.cells[i] = cell{label: label, rows: 1}
+		c.away = entry[K]{key: *key, cells: i}
+		c.gaveWay(&c.away)
+		c.freeCells(i)
+	}
+}
+
+// entry returns the entry of key, a new one if it has none.
+func (c *counts[K]) entry(key *K) *entry[K] {
 	hash := uint32(maphash.Comparable(c.seed, *key))
 	slot := c.find(key, hash)
 	if n := c.slots[slot]; n != 0 {
 		return &c.entries[n-1]
-	}
-	if light && len(c.entries) >= c.limit-c.limit/4 {
-		c.estimate()
-		c.seen.add(hash)
-		c.away = entry[K]{key: *key, hash: hash}
-		return &c.away
 	}
 	if len(c.entries) == c.limit {
 		c.makeRoom()
@@ -154,7 +151,10 @@ func (c *counts[K]) index(size int) {
 // shortfall until half of the entries are at or below it, and drops those.
 func (c *counts[K]) makeRoom() {
 	c.estimate()
-	c.drop()
+	if c.light {
+		c.drop()
+		c.light = false
+	}
 	if len(c.entries) == c.limit {
 		for len(c.entries) > c.limit/2 {
 			c.shortfall++
@@ -248,7 +248,7 @@ func (c *counts[K]) reset() {
 	clear(c.slots)
 	c.entries = c.entries[:0]
 	c.cells = append(c.cells[:0], cell{})
-	c.free, c.shortfall, c.seen = 0, 0, nil
+	c.free, c.light, c.shortfall, c.seen = 0, false, 0, nil
 }
 
 // bitmap estimates how many different hashes it was given, by linear counting
@@ -272,16 +272,27 @@ func (b *bitmap) estimate() float64 {
 
 // largest returns the n elements of seq that come first by compare, in order.
 func largest[T any](seq iter.Seq[T], n int, compare func(a, b T) int) []T {
-	var top []T
+	top := ranking[T]{n: n, compare: compare}
 	for element := range seq {
-		if len(top) == n && (n == 0 || compare(element, top[n-1]) >= 0) {
-			continue
-		}
-		at, _ := slices.BinarySearchFunc(top, element, compare)
-		if len(top) == n {
-			top = top[:n-1]
-		}
-		top = slices.Insert(top, at, element)
+		top.add(element)
 	}
-	return top
+	return top.elements
+}
+
+// ranking keeps the n elements that come first by compare, in order.
+type ranking[T any] struct {
+	n        int
+	compare  func(a, b T) int
+	elements []T
+}
+
+func (r *ranking[T]) add(element T) {
+	if len(r.elements) == r.n && (r.n == 0 || r.compare(element, r.elements[r.n-1]) >= 0) {
+		return
+	}
+	at, _ := slices.BinarySearchFunc(r.elements, element, r.compare)
+	if len(r.elements) == r.n {
+		r.elements = r.elements[:r.n-1]
+	}
+	r.elements = slices.Insert(r.elements, at, element)
 }

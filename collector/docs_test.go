@@ -64,6 +64,10 @@ The accept queues are those of the same listening ports, whatever is in them, so
 * ` + "`tcp_destination_port_utilisation_ratio`, and `pool=\"connect\"`, are" + ` a lower bound where programs bind to a port 0 before they
   connect: such a port is kept from all destinations, and ` + "`/proc`" + ` does not tell. ` + "`tcp_ephemeral_ports_used` is the upper bound, and `pool=\"bind_any\"`" + ` its share.
   They are exact where nobody does that. Of a range with an odd number of ports the kernel may leave one unused.
+* The same local IP, remote IP and ports may be in use once on each device: sockets bound to one (SO_BINDTODEVICE), a VRF, one link-local address on two links. Source netlink knows
+  the device: link-local addresses have it in every label (` + "`fe80::9%%3`" + `), of other destinations the worst device is shown, with the ports of sockets on no device, each port once. (In a VRF these count
+  only with ` + "`net.ipv4.tcp_l3mdev_accept=1`" + `, so there it is an upper bound.) ` + "`/proc`" + ` does not tell: such ports count several times, the ratios stop at 1 and may do so too early, and
+  a few of such rows are taken for ones listed twice.
 * A program may give its sockets a smaller range of ports (` + "`IP_LOCAL_PORT_RANGE`" + `, Linux 6.3), and run out of that while the pool has ports. No table shows it.
 * ` + "`pool=\"bind_any\"`" + ` is exact for a dual-stack ` + "`::`" + `, and an upper bound for ` + "`0.0.0.0`" + ` and for a ` + "`::`" + ` with IPV6_V6ONLY, which clash with fewer sockets.
   Listeners on ` + "`::`" + ` with IPV6_V6ONLY take no port of an IPv4 address; without sock_diag nothing tells them from dual-stack ones, and they count as those.

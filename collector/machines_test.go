@@ -74,7 +74,7 @@ func newCollector(t testing.TB, cfg Config) *Collector {
 type page []*dto.MetricFamily
 
 // gather collects with a registry that checks every metric against its
-// description.
+// description. No share is more than the whole.
 func gather(t testing.TB, c prometheus.Collector) page {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -84,6 +84,13 @@ func gather(t testing.TB, c prometheus.Collector) page {
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if strings.HasSuffix(f.GetName(), "_ratio") && !(0 <= value(m) && value(m) <= 1) {
+				t.Errorf("%s is %v: %v", f.GetName(), value(m), m)
+			}
+		}
 	}
 	return families
 }

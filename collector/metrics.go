@@ -244,7 +244,7 @@ func (t *tally) samples(netns string, n exported, queues *acceptQueues) samples 
 		t.addPool(&out, netns, n)
 	}
 	out.add(undercountMax, float64(max(t.remotes[inbound].shortfall, t.remotes[outbound].shortfall)), netns, "remote")
-	out.add(undercountMax, float64(t.destinations.shortfall), netns, "destination")
+	out.add(undercountMax, float64(max(t.destinations.shortfall, t.devices.counts.shortfall)), netns, "destination")
 	return out
 }
 
@@ -387,22 +387,51 @@ func (t *tally) addTopShare(out *samples, netns string, totals *[numDirections][
 // it, and of these the blocked ones: that connect can't use, and no listener has.
 type heldDestination struct {
 	*entry[destination]
+	on            *entry[deviceDestination] // nil: on no device
 	held, blocked uint64
 }
 
+// ports yields the labels of the ports that are held toward a destination on a device,
+// or on none if that is nil, and how many each adds to what came before.
+func (t *tally) ports(to *entry[destination], on *entry[deviceDestination]) iter.Seq2[uint8, int] {
+	return func(yield func(uint8, int) bool) {
+		for label, rows := range t.destinations.labels(to) {
+			if label&(unpooled|onDevice) == 0 && !yield(label, int(rows)) {
+				return
+			}
+		}
+		if on == nil {
+			return
+		}
+		for label, rows := range t.devices.counts.labels(on) {
+			n := int(rows)
+			if label&common != 0 {
+				n = -n
+			}
+			if !yield(label&^common, n) {
+				return
+			}
+		}
+	}
+}
+
+func (t *tally) held(to *entry[destination], on *entry[deviceDestination]) heldDestination {
+	held, blocked := 0, 0
+	for label, n := range t.ports(to, on) {
+		held += n
+		if label&^stateBits == 0 {
+			blocked += n
+		}
+	}
+	return heldDestination{to, on, uint64(max(held, 0)), uint64(max(blocked, 0))}
+}
+
+// allDestinations yields each destination, on the device where it is worst.
 func (t *tally) allDestinations() iter.Seq[heldDestination] {
 	return func(yield func(heldDestination) bool) {
 		for i := range t.destinations.entries {
-			d := heldDestination{entry: &t.destinations.entries[i]}
-			for label, rows := range t.destinations.labels(d.entry) {
-				if label&unpooled == 0 {
-					d.held += uint64(rows)
-				}
-				if label&^stateBits == 0 {
-					d.blocked += uint64(rows)
-				}
-			}
-			if !yield(d) {
+			e := &t.destinations.entries[i]
+			if !yield(t.held(e, t.devices.worst[e])) {
 				return
 			}
 		}
@@ -410,12 +439,17 @@ func (t *tally) allDestinations() iter.Seq[heldDestination] {
 }
 
 func byBlocked(a, b heldDestination) int {
-	return cmp.Or(cmp.Compare(b.blocked, a.blocked), byHeld(a, b))
+	if a.blocked != b.blocked {
+		return cmp.Compare(b.blocked, a.blocked)
+	}
+	return byHeld(a, b)
 }
 
 func byHeld(a, b heldDestination) int {
+	if a.held != b.held { // as most are, and the rest takes time
+		return cmp.Compare(b.held, a.held)
+	}
 	return cmp.Or(
-		cmp.Compare(b.held, a.held),
 		bytes.Compare(a.key.remote[:], b.key.remote[:]),
 		cmp.Compare(a.key.port, b.key.port),
 		bytes.Compare(a.key.local[:], b.key.local[:]),
@@ -427,12 +461,18 @@ func byHeld(a, b heldDestination) int {
 // them over or not: where it then doesn't (tcp_tw_reuse, and a peer without
 // timestamps) they are the ones that nothing can be connected to.
 func (t *tally) worstDestinations(n int) []heldDestination {
-	worst := largest(t.allDestinations(), n-(n+2)/4, byBlocked)
+	blocked := ranking[heldDestination]{n: n - (n+2)/4, compare: byBlocked}
+	held := ranking[heldDestination]{n: n, compare: byHeld}
+	for d := range t.allDestinations() {
+		blocked.add(d)
+		held.add(d)
+	}
+	worst := blocked.elements
 	named := make(map[*entry[destination]]bool, n)
 	for _, d := range worst {
 		named[d.entry] = true
 	}
-	for _, d := range largest(t.allDestinations(), n, byHeld) {
+	for _, d := range held.elements {
 		if len(worst) < n && !named[d.entry] {
 			worst = append(worst, d)
 		}
@@ -490,11 +530,9 @@ func (t *tally) addPool(out *samples, netns string, n exported) {
 
 func (t *tally) addDestination(out *samples, netns string, d heldDestination, heldForAll uint64) {
 	labels := []string{netns, d.key.local.IP().String(), d.key.remote.IP().String(), strconv.Itoa(int(d.key.port))}
-	var held [tcptable.NumStates]uint64
-	for label, rows := range t.destinations.labels(d.entry) {
-		if label&unpooled == 0 {
-			held[label&stateBits] += uint64(rows)
-		}
+	var held [tcptable.NumStates]int
+	for label, n := range t.ports(d.entry, d.on) {
+		held[label&stateBits] += n
 	}
 	for s, ports := range held {
 		if ports > 0 {
@@ -505,12 +543,13 @@ func (t *tally) addDestination(out *samples, netns string, d heldDestination, he
 }
 
 // utilisation returns the share of the pool that so many ports are. Of an empty
-// pool every call fails.
+// pool every call fails. Ports that are held once on each of several devices, which
+// /proc does not show, may count as more than there are.
 func (t *tally) utilisation(ports uint64) float64 {
 	if t.pool.size == 0 {
 		return 1
 	}
-	return ratio(ports, uint64(t.pool.size))
+	return min(ratio(ports, uint64(t.pool.size)), 1)
 }
 
 func ratio(part, whole uint64) float64 {

@@ -78,6 +78,7 @@ type tally struct {
 
 	remotes      [numDirections]*counts[tcptable.Addr]
 	destinations *counts[destination]
+	devices      devices
 
 	listeners     [tcptable.NumTables]listeners
 	listenerPorts map[uint16]*listenerPort
@@ -121,6 +122,7 @@ func newTally(prefixIPv4, prefixIPv6 int) *tally {
 		prefix:        [numFamilies]int{ipv4: prefixIPv4, ipv6: prefixIPv6},
 		wholeRemotes:  prefixIPv4 == 32 && prefixIPv6 == 128,
 		destinations:  newCounts[destination](maxDestinations),
+		devices:       newDevices(),
 		listenerPorts: make(map[uint16]*listenerPort),
 		acceptQueues:  newAcceptQueues(),
 	}
@@ -148,8 +150,9 @@ func (t *tally) reset(p *pool) {
 		remotes.reset()
 	}
 	t.destinations.reset()
+	t.devices.reset()
 	*t = tally{
-		pool: p, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, destinations: t.destinations,
+		pool: p, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, destinations: t.destinations, devices: t.devices,
 		listenerPorts: t.listenerPorts, acceptQueues: t.acceptQueues, locals: t.locals,
 		listeners: [tcptable.NumTables]listeners{{bound: t.listeners[tcptable.TCP].bound}, {bound: t.listeners[tcptable.TCP6].bound}},
 	}
@@ -210,13 +213,28 @@ func (t *tally) add(s *tcptable.Socket) {
 	case t.pool.reusable(s):
 		label |= reusable
 	}
-	t.destinations.add(&to, label, 1)
+	row := t.devices.place(t.rows[tcptable.TCP] + t.rows[tcptable.TCP6])
+	row.device, row.localPort, row.label = s.Device, s.Local.Port, label
+	if s.Device != 0 {
+		label |= onDevice
+	}
+	row.destination = t.destinations.add(&to, label, 1).hash
+	if s.Device|t.devices.near != 0 {
+		t.devices.compare(&to, row)
+	}
 }
 
 // finish ends the walk.
 func (t *tally) finish() {
 	for i := range t.destinations.entries {
 		t.addRemote(&t.destinations.entries[i])
+	}
+	for i := range t.devices.counts.entries {
+		on := &t.devices.counts.entries[i]
+		to := t.destinations.lookup(&on.key.destination)
+		if to != nil && byBlocked(t.held(to, on), t.held(to, t.devices.worst[to])) < 0 {
+			t.devices.worst[to] = on
+		}
 	}
 }
 
@@ -302,8 +320,11 @@ func (t *tally) remoteKey(remote tcptable.Addr) tcptable.Addr {
 	if t.wholeRemotes {
 		return remote
 	}
-	ip := remote.IP()
-	block, _ := ip.Prefix(t.prefix[familyOf(remote)]) // fails only with more bits than the address has
+	ip, bits := remote.IP(), t.prefix[familyOf(remote)]
+	if bits == ip.BitLen() {
+		return remote
+	}
+	block, _ := ip.Prefix(bits) // fails only with more bits than the address has
 	return block.Addr().As16()
 }
 

@@ -114,7 +114,7 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 	default:
 		s.State = State(state)
 	}
-	s.Kind, s.TimerLeft, s.Backlog, s.V6Only, s.Transparent = Full, 0, 0, false, false
+	s.Kind, s.TimerLeft, s.Device, s.Backlog, s.V6Only, s.Transparent = Full, 0, 0, 0, false, false
 	switch {
 	case timer == timerMini:
 		if s.State != TimeWait && s.State != FinWait2 {

@@ -312,6 +312,7 @@ const (
 	diagID      = 4 // ports, addresses, device, cookie
 	diagSource  = 8
 	diagDest    = 24
+	diagDevice  = 40
 	diagCookie  = 44
 	diagExpires = 52 // milliseconds
 	diagRQueue  = 56
@@ -326,6 +327,7 @@ func parseDiag(diag []byte, s *Socket) error {
 		return fmt.Errorf("a socket of %d bytes and not %d: %x", len(diag), diagLength, diag)
 	}
 	m := (*[diagLength]byte)(diag)
+	s.Device = binary.NativeEndian.Uint32(m[diagDevice:])
 	switch m[diagFamily] {
 	case unix.AF_INET:
 		s.Table = TCP
@@ -336,6 +338,12 @@ func parseDiag(diag []byte, s *Socket) error {
 		s.Table = TCP6
 		copy(s.Local.Addr[:], m[diagSource:])
 		copy(s.Remote.Addr[:], m[diagDest:])
+		if s.Device != 0 {
+			s.Local.Addr, s.Remote.Addr = s.Local.Addr.WithZone(s.Device), s.Remote.Addr.WithZone(s.Device)
+			if s.Local.Addr.zone() != 0 || s.Remote.Addr.zone() != 0 {
+				s.Device = 0
+			}
+		}
 	default:
 		return fmt.Errorf("a socket of unknown family %d: %x", m[diagFamily], *m)
 	}

@@ -28,6 +28,9 @@ func diagText(s Socket) string {
 	text := fmt.Sprintf("%v %v %s %v %v rx=%d tx=%d backlog=%d left=%v inode=%d",
 		s.Table, s.State, [...]string{Full: "full", Mini: "mini", Request: "request", Bound: "bound"}[s.Kind],
 		addrPort(s.Local), addrPort(s.Remote), s.RxQueue, s.TxQueue, s.Backlog, s.TimerLeft, s.Inode)
+	if s.Device != 0 {
+		text += fmt.Sprint(" device=", s.Device)
+	}
 	if s.V6Only {
 		text += " v6only"
 	}
@@ -45,7 +48,7 @@ func parseAnswer(kind uint16, seq uint32, datagrams ...[]byte) (sockets []Socket
 			return sockets, false, errors.New("a datagram behind the last one")
 		}
 		done, err = parseReply(datagram, kind, seq, func(diag []byte) error {
-			s := Socket{Backlog: 99, TimerLeft: 99, Kind: Bound, V6Only: true, Transparent: true} // what the row before may have left
+			s := Socket{Backlog: 99, TimerLeft: 99, Kind: Bound, Device: 99, V6Only: true, Transparent: true} // what the row before may have left
 			if err := parseDiag(diag, &s); err != nil {
 				return err
 			}
@@ -150,7 +153,7 @@ func TestParseReplyAgreesWithProc(t *testing.T) {
 // undated is a socket without its timer, which the clock changes, and without what
 // /proc does not tell.
 func undated(s Socket) Socket {
-	s.TimerLeft, s.Backlog, s.V6Only, s.Transparent = 0, 0, false, false
+	s.TimerLeft, s.Device, s.Backlog, s.V6Only, s.Transparent = 0, 0, 0, false, false
 	return s
 }
 
@@ -360,6 +363,20 @@ func TestParseDiag(t *testing.T) {
 	f(v6, "tcp6 established full 127.0.0.1:8080 127.0.0.1:65535 rx=0 tx=0 backlog=0 left=0s inode=0")
 	v6.Source, v6.Dest = [16]byte{12: 127, 15: 1}, [16]byte{} // IPv4-compatible, which is no IPv4
 	f(v6, "tcp6 established full [::7f00:1]:8080 [::]:65535 rx=0 tx=0 backlog=0 left=0s inode=0")
+	// A device, which link-local addresses have in them.
+	device := m(unix.AF_INET, 1, 0)
+	device.Interface = 3
+	f(device, "tcp established full 192.0.2.1:8080 255.255.255.255:65535 rx=0 tx=0 backlog=0 left=0s inode=0 device=3")
+	device.Family, device.Source, device.Dest = unix.AF_INET6, [16]byte{0: 0xfe, 1: 0x80, 15: 1}, [16]byte{0: 0xfe, 1: 0x80, 8: 2, 15: 9}
+	f(device, "tcp6 established full [fe80::1%3]:8080 [fe80::200:0:0:9%3]:65535 rx=0 tx=0 backlog=0 left=0s inode=0")
+	device.Source = [16]byte{0: 0x20, 1: 0x01, 15: 1}
+	f(device, "tcp6 established full [2001::1]:8080 [fe80::200:0:0:9%3]:65535 rx=0 tx=0 backlog=0 left=0s inode=0")
+	device.Interface = 1<<32 - 1
+	f(device, "tcp6 established full [2001::1]:8080 [fe80::200:0:0:9%4294967295]:65535 rx=0 tx=0 backlog=0 left=0s inode=0")
+	device.Dest = [16]byte{0: 0xfe, 1: 0x80, 7: 1, 15: 9} // of fe80::/10, but with bits that are 0
+	f(device, "tcp6 established full [2001::1]:8080 [fe80:0:0:1::9]:65535 rx=0 tx=0 backlog=0 left=0s inode=0 device=4294967295")
+	device.Interface, device.Dest = 0, [16]byte{0: 0xfe, 1: 0x80, 15: 9}
+	f(device, "tcp6 established full [2001::1]:8080 [fe80::9]:65535 rx=0 tx=0 backlog=0 left=0s inode=0")
 	// Numbers.
 	full := m(unix.AF_INET, uint8(CloseWait), 4)
 	full.Expires, full.RQueue, full.WQueue, full.UID, full.Socket = 1<<32-1, 1<<32-1, 1<<32-2, 1<<32-3, 1<<32-4
@@ -589,6 +606,12 @@ func diagSlowly(diag []byte) (s Socket, ok bool) {
 	}
 	s.Local = Endpoint{local.As16(), binary.BigEndian.Uint16(m.SourcePort[:])}
 	s.Remote = Endpoint{remote.As16(), binary.BigEndian.Uint16(m.DestPort[:])}
+	s.Device = m.Interface
+	for _, addr := range []*Addr{&s.Local.Addr, &s.Remote.Addr} {
+		if m.Interface != 0 && m.Family == unix.AF_INET6 && netip.MustParsePrefix("fe80::/64").Contains(addr.IP()) {
+			*addr, s.Device = addr.WithZone(m.Interface), 0
+		}
+	}
 	full := false
 	for attrs := diag[72:]; len(attrs) >= 4; { // man 7 rtnetlink, RTA_OK and RTA_NEXT
 		length := int(binary.NativeEndian.Uint16(attrs))

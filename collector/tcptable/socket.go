@@ -103,15 +103,48 @@ const TimeWaitLength = 60 * time.Second
 // Addr is an IP address in 16 bytes, IPv4 as ::ffff:a.b.c.d whichever table it
 // comes from. It has no pointer in it, unlike a netip.Addr, so that tables of
 // addresses are nothing to the garbage collector and hashing one allocates nothing.
+//
+// A link-local IPv6 address, fe80::/64 (RFC 4291, section 2.5.6), means nothing
+// without its zone: the number of the device whose link it is on. Where that is known,
+// it is in the 48 bits that are 0, and the first byte is that of a multicast address,
+// which no TCP socket has.
 type Addr [16]byte
+
+const (
+	linkLocal = 0xfe80 << 48 // the first 64 bits
+	zoned     = 0xff80 << 48 // with a zone in the lower 32 bits
+)
+
+// WithZone returns a link-local IPv6 address with its zone, any other as it is.
+func (a Addr) WithZone(device uint32) Addr {
+	if device != 0 && binary.BigEndian.Uint64(a[:8]) == linkLocal {
+		binary.BigEndian.PutUint64(a[:8], zoned|uint64(device))
+	}
+	return a
+}
+
+// zone returns the zone, 0 if there is none.
+func (a Addr) zone() uint32 {
+	if high := binary.BigEndian.Uint64(a[:8]); high>>32 == zoned>>32 {
+		return uint32(high)
+	}
+	return 0
+}
 
 // Is4 reports whether it is an IPv4 address.
 func (a Addr) Is4() bool {
 	return binary.BigEndian.Uint64(a[:8]) == 0 && binary.BigEndian.Uint32(a[8:]) == 0xffff
 }
 
-// IP returns the address, IPv4 as such.
-func (a Addr) IP() netip.Addr { return netip.AddrFrom16(a).Unmap() }
+// IP returns the address, IPv4 as such, and a link-local one with its zone if that is
+// known: fe80::9%3.
+func (a Addr) IP() netip.Addr {
+	if zone := a.zone(); zone != 0 {
+		binary.BigEndian.PutUint64(a[:8], linkLocal)
+		return netip.AddrFrom16(a).WithZone(strconv.FormatUint(uint64(zone), 10))
+	}
+	return netip.AddrFrom16(a).Unmap()
+}
 
 // Endpoint is one end of a connection.
 type Endpoint struct {
@@ -125,6 +158,17 @@ type Socket struct {
 	Table         Table
 	State         State
 	Kind          Kind
+	// V6Only is whether an AF_INET6 socket that listens, or is Bound, takes no IPv4
+	// (IPV6_V6ONLY, man 7 ipv6). Only sock_diag tells it, else it is false.
+	V6Only bool
+	// Transparent is whether a Full socket may have a local address that is not this
+	// host's (IP_TRANSPARENT, man 7 ip): one that TPROXY handed to a transparent
+	// listener, or a proxy's own. Only sock_diag tells it, else it is false.
+	Transparent bool
+	// Device is the number of the device that the socket is bound to (SO_BINDTODEVICE, a
+	// VRF), and 0 if there is none, or link-local addresses have it in them. Only
+	// sock_diag tells it, else it is 0.
+	Device uint32
 	// RxQueue is what the program has not read: bytes, and of a LISTEN row the
 	// connections waiting for accept(2).
 	RxQueue uint32
@@ -134,13 +178,6 @@ type Socket struct {
 	// Backlog is the longest accept queue of a LISTEN row; the queue is full when
 	// RxQueue is more than that. Only sock_diag tells it, else it is 0.
 	Backlog uint32
-	// V6Only is whether an AF_INET6 socket that listens, or is Bound, takes no IPv4
-	// (IPV6_V6ONLY, man 7 ipv6). Only sock_diag tells it, else it is false.
-	V6Only bool
-	// Transparent is whether a Full socket may have a local address that is not this
-	// host's (IP_TRANSPARENT, man 7 ip): one that TPROXY handed to a transparent
-	// listener, or a proxy's own. Only sock_diag tells it, else it is false.
-	Transparent bool
 	// TimerLeft is the time until a Mini goes away. It stays 0 for up to the
 	// last two seconds, because the kernel fires these timers late
 	// (kernel/time/timer.c). It is 0 for other kinds.

@@ -218,7 +218,8 @@ func (e *exporter) get(path string, header http.Header) (*http.Response, []byte,
 	return response, body, err
 }
 
-// scrape returns the page and fails the test when any collector failed.
+// scrape returns the page and fails the test when any collector failed, or a share is
+// more than the whole.
 func (e *exporter) scrape(t *testing.T) page {
 	t.Helper()
 	p, err := e.tryScrape()
@@ -228,6 +229,13 @@ func (e *exporter) scrape(t *testing.T) page {
 	for _, m := range p["timewait_exporter_collector_success"].GetMetric() {
 		if m.GetGauge().GetValue() != 1 {
 			t.Fatalf("collector failed: %s\n%s", m, e.log)
+		}
+	}
+	for name := range p {
+		for _, m := range p.series(name) {
+			if strings.HasSuffix(name, "_ratio") && !(0 <= number(m) && number(m) <= 1) {
+				t.Fatalf("%s is %v: %v", name, number(m), m)
+			}
 		}
 	}
 	return p

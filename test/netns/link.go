@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strconv"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -47,8 +48,12 @@ func addAddress(t *testing.T, link string, prefix netip.Prefix) {
 		t.Fatalf("add address %s to %s: %v", prefix, link, err)
 	}
 	// The kernel adds the local route of an IPv6 address in the background.
+	to := prefix.Addr()
+	if to.Is6() && to.IsLinkLocalUnicast() {
+		to = to.WithZone(link)
+	}
 	Eventually(t, func() bool {
-		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(prefix.Addr(), 9)))
+		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9)))
 		if err == nil {
 			conn.Close()
 		}
@@ -63,6 +68,29 @@ func AddLoopbackAddresses(t *testing.T, addresses ...netip.Addr) {
 	for _, a := range addresses {
 		addAddress(t, "lo", netip.PrefixFrom(a, a.BitLen()))
 	}
+}
+
+// AddLinks makes two links on which the namespace has the same link-local address, near,
+// and on each a peer, far, which answers nothing. It returns the links' numbers.
+func AddLinks(t *testing.T, near, far netip.Addr) (numbers []string) {
+	t.Helper()
+	addVeth(t, "link0", "link1")
+	for _, name := range []string{"link0", "link1"} {
+		if err := netlink.LinkSetUp(named(name)); err != nil {
+			t.Fatalf("link %s up: %v", name, err)
+		}
+		addAddress(t, name, netip.PrefixFrom(near, 64))
+		link, err := net.InterfaceByName(name)
+		if err == nil { // nobody is to be asked who has the address
+			err = netlink.NeighAdd(&netlink.Neigh{LinkIndex: link.Index, Family: unix.AF_INET6, State: unix.NUD_PERMANENT,
+				IP: far.AsSlice(), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}})
+		}
+		if err != nil {
+			t.Fatalf("add neighbour %s on %s: %v", far, name, err)
+		}
+		numbers = append(numbers, strconv.Itoa(link.Index))
+	}
+	return numbers
 }
 
 // AddLocalRoute makes all addresses of prefix this host's own, as

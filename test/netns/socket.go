@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,16 @@ func NewSocket(t *testing.T, family int) Socket {
 	return s
 }
 
+// NewSocketOn returns a TCP socket that is bound to a device.
+func NewSocketOn(t *testing.T, family int, device string) Socket {
+	t.Helper()
+	s := NewSocket(t, family)
+	if err := unix.BindToDevice(s.FD, device); err != nil {
+		t.Fatal(os.NewSyscallError("setsockopt", err))
+	}
+	return s
+}
+
 // OpenSocket is socket(2).
 func OpenSocket(family, kind, protocol int) (Socket, error) {
 	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, protocol)
@@ -42,12 +53,13 @@ func FamilyOf(a netip.Addr) int {
 }
 
 // Sockaddr is a as the socket's family writes it: an AF_INET6 socket names
-// an IPv4 address ::ffff:a.b.c.d.
+// an IPv4 address ::ffff:a.b.c.d. A zone is the number of a link.
 func (s Socket) Sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if s.family == unix.AF_INET {
 		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	zone, _ := strconv.Atoi(a.Addr().Zone()) // 0 if there is none
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(zone)}
 }
 
 // Set is setsockopt(2).
