@@ -243,7 +243,8 @@ func (c *Collector) readListening(ctx context.Context) (*listening, error) {
 }
 
 // walk reads the socket table and counts it. A netlink that fails is tried once
-// more before the walk fails or, with SourceAuto, procfs is read instead.
+// more before the walk fails or, with SourceAuto, procfs is read instead; and procfs
+// once more if it had far fewer rows than the kernel counts.
 func (c *Collector) walk(ctx context.Context, p *pool, l *listening) (samples, error) {
 	w := c.walkers.take(c.newWalker)
 	defer c.walkers.put(w)
@@ -263,6 +264,9 @@ func (c *Collector) walk(ctx context.Context, p *pool, l *listening) (samples, e
 	}
 	for i, t := range tries {
 		err := c.count(ctx, w.tally, t.source, p, l)
+		if _, short := errors.AsType[*tcptable.ShortError](err); short && t.name == SourceProcfs && ctx.Err() == nil {
+			err = c.count(ctx, w.tally, t.source, p, l) // a table that changes fast may be whole all the same
+		}
 		if err == nil {
 			if t.name == SourceNetlink && c.netlinkAfter.Swap(0) != 0 {
 				level.Info(c.logger).Log("msg", "reading the socket table again", "source", t.name)

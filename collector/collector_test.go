@@ -143,7 +143,7 @@ func TestCollectShort(t *testing.T) {
 	p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
 	p.want(t, 1, "timewait_exporter_collector_success", "collector", "ports")
 	p.wantNone(t, "tcp_connections")
-	const why = "183 sockets with those in TIME_WAIT were read, but sockstat counts 368 before the walk and 368 after it"
+	const why = "183 sockets of tcp, tcp6 were read, but sockstat counts 368 before the walk and 368 after it"
 	if logged := out.take(); strings.Count(logged, "\n") != 1 || !strings.Contains(logged, why) {
 		t.Errorf("logged: %s", logged)
 	}

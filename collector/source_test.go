@@ -177,6 +177,20 @@ func TestSourceBothFail(t *testing.T) {
 	wantSource(t, c, out, SourceProcfs)
 }
 
+// TestSourceShort reads procfs again when the kernel counts far more rows: only if
+// it does again is the table no whole one.
+func TestSourceShort(t *testing.T) {
+	c, _, procfs, out := newScripted(t, SourceProcfs)
+	short := &tcptable.ShortError{Dir: "/proc/self/net", Table: "tcp", Rows: 10, Before: 900, After: 800}
+	procfs.failThen(short, short, short)
+	wantSource(t, c, out, "", "level=error collector=sockets tcp 10 900 800")
+	wantSource(t, c, out, SourceProcfs)
+	wantSource(t, c, out, SourceProcfs)
+	if n := procfs.attempts.Load(); n != 5 {
+		t.Errorf("%d walks, want 5", n)
+	}
+}
+
 // TestSourceOnlyProcfs is not tried a second time: its failures are not of the
 // moment.
 func TestSourceOnlyProcfs(t *testing.T) {

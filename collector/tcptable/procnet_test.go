@@ -431,7 +431,7 @@ func TestProcNetShort(t *testing.T) {
 		}
 		got, err := walk(NewProcNet(writeNet(t, map[string]string{
 			"tcp": cut(file, rows), "tcp6": cut(file6, rows6),
-			"sockstat": "TCP: inuse 200 orphan 0 tw 400 alloc 9 mem 2\n", "sockstat6": "TCP6: inuse 200\n",
+			"sockstat": "TCP: inuse 200 orphan 0 tw 400 alloc 9 mem 2\n", "sockstat6": "TCP6: inuse 200\n", "netstat": "TcpExt: TW\nTcpExt: 1\n",
 		})))
 		if len(got) != rows+rows6 {
 			t.Errorf("%d sockets, want %d", len(got), rows+rows6)
@@ -442,8 +442,9 @@ func TestProcNetShort(t *testing.T) {
 	}
 	f("", 400, 400)
 	f("", 300, 300)
-	f("100 sockets of tcp were read, but sockstat counts 200", 200, 400)
-	f("100 sockets of tcp6 were read, but sockstat counts 200", 400, 200)
+	f("100 sockets of tcp were read, but sockstat counts 200", 100, 400)
+	f("100 sockets of tcp6 were read, but sockstat counts 200", 400, 100)
+	f("500 sockets of tcp, tcp6 were read, but sockstat counts 800", 250, 250)
 
 	// Whoever stops early has no use for it.
 	for range NewProcNet(writeNet(t, map[string]string{"tcp": file, "sockstat": "TCP: inuse 2000 orphan 0 tw 1 alloc 9 mem 2\n"})).Sockets(t.Context()) {

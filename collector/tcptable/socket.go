@@ -193,7 +193,7 @@ type Source interface {
 	// others, and rows of Kind Bound with them, so that whoever counts knows first
 	// which ports are held for all. An error ends the sequence, and what came before
 	// it is only a part of the table. So it is when the walk has far fewer rows than
-	// the kernel counts (sockstat).
+	// the kernel counts, a *ShortError.
 	//
 	// A Source is not for concurrent use: it reads into memory of its own.
 	Sockets(ctx context.Context) iter.Seq2[Socket, error]

@@ -131,28 +131,31 @@ func TestCensus(t *testing.T) {
 	f(counts{1000, 1000, 1000}, counts{1000, 1000, 1000}, counts{1000, 1000, 1000}, "")
 	f(counts{9999, 9999, 9999}, counts{1, 1, 1}, counts{2, 2, 2}, "")
 
-	// Each of the tables, and what is in TIME_WAIT.
-	f(counts{749, 1000, 0}, counts{1000, 1000, 0}, counts{1000, 1000, 0}, "749 sockets of tcp were read, but sockstat counts 1000 before the walk and 1000 after it")
-	f(counts{1000, 749, 0}, counts{1001, 1001, 0}, counts{1000, 1000, 0}, "749 sockets of tcp6 were read, but sockstat counts 1001 before the walk and 1000 after it")
-	f(counts{100, 100, 500}, counts{100, 100, 1000}, counts{100, 100, 1100}, "700 sockets with those in TIME_WAIT were read, but sockstat counts 1200 before the walk and 1300 after it")
+	// Each of the tables, and both with what is in TIME_WAIT.
+	const counted = " were read, but sockstat counts "
+	f(counts{749, 1000, 0}, counts{1000, 1000, 0}, counts{1000, 1000, 0}, "749 sockets of tcp"+counted+"1000 before the walk and 1000 after it")
+	f(counts{1000, 749, 0}, counts{1001, 1001, 0}, counts{1000, 1000, 0}, "749 sockets of tcp6"+counted+"1001 before the walk and 1000 after it")
+	f(counts{100, 100, 500}, counts{100, 100, 1000}, counts{100, 100, 1100}, "700 sockets of tcp, tcp6"+counted+"1200 before the walk and 1300 after it")
 	f(counts{750, 750, 750}, counts{1000, 1000, 1000}, counts{1000, 1000, 1000}, "")
 
 	// The lower of both counts: sockets have come, or gone, during the walk.
 	f(counts{100, 0, 0}, counts{100, 0, 0}, counts{1000, 0, 0}, "")
 	f(counts{100, 0, 0}, counts{1000, 0, 0}, counts{100, 0, 0}, "")
 	f(counts{0, 0, 1000}, counts{1000, 0, 0}, counts{0, 0, 1000}, "")
-	f(counts{0, 0, 0}, counts{1000, 0, 0}, counts{1000, 0, 0}, "0 sockets of tcp were read, but sockstat counts 1000 before the walk and 1000 after it")
+	f(counts{0, 0, 0}, counts{1000, 0, 0}, counts{1000, 0, 0}, "0 sockets of tcp"+counted+"1000 before the walk and 1000 after it")
+	// They have closed, and others have come since.
+	f(counts{500, 500, 1000}, counts{1000, 1000, 0}, counts{1000, 1000, 0}, "")
 
 	// A few are nothing to go by.
 	f(counts{0, 0, 0}, counts{63, 0, 0}, counts{63, 0, 0}, "")
-	f(counts{0, 0, 0}, counts{64, 0, 0}, counts{64, 0, 0}, "0 sockets of tcp were read, but sockstat counts 64 before the walk and 64 after it")
+	f(counts{0, 0, 0}, counts{64, 0, 0}, counts{64, 0, 0}, "0 sockets of tcp"+counted+"64 before the walk and 64 after it")
 
 	// Before Linux 4.10 those in TIME_WAIT are counted of all namespaces.
 	write("netstat", "TcpExt: TW TWRecycled TWKilled PAWSPassive PAWSActive\nTcpExt: 1 2 3 4 5\n")
 	f(counts{100, 100, 500}, counts{100, 100, 1000}, counts{100, 100, 1000}, "")
 	write("netstat", "")
 	f(counts{100, 100, 500}, counts{100, 100, 1000}, counts{100, 100, 1000}, "")
-	f(counts{50, 0, 0}, counts{200, 0, 9000}, counts{200, 0, 9000}, "50 sockets of tcp were read, but sockstat counts 200 before the walk and 200 after it")
+	f(counts{50, 0, 0}, counts{200, 0, 9000}, counts{200, 0, 9000}, "50 sockets of tcp"+counted+"200 before the walk and 200 after it")
 
 	// A kernel that does not count, or no more.
 	c := census{}
