@@ -1,11 +1,12 @@
 package collector
 
 import (
-	"fmt"
 	"io"
 	"strconv"
 	"testing"
 
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
 	"timewait_exporter/collector/tcptable"
 )
 
@@ -23,31 +24,6 @@ func busy(i int) (local, remote uint32, localPort, remotePort uint16) {
 
 func reportPerRow(b *testing.B, rows int) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(rows), "ns/row")
-}
-
-// BenchmarkTally counts rows that are parsed already.
-func BenchmarkTally(b *testing.B) {
-	for _, rows := range benchRows {
-		b.Run(strconv.Itoa(rows), func(b *testing.B) {
-			all := make([]tcptable.Socket, 0, rows)
-			all = append(all, socket("tcp listen 0.0.0.0:80 0.0.0.0:0"))
-			for i := range rows - 1 {
-				local, remote, localPort, remotePort := busy(i)
-				all = append(all, tcptable.Socket{Local: bareEndpoint(local, localPort), Remote: bareEndpoint(remote, remotePort),
-					State: tcptable.TimeWait, Kind: tcptable.Mini})
-			}
-			counted, p := newTally(32, 128), portsOf(b, 32768, 60999, "")
-			b.ReportAllocs()
-			for b.Loop() {
-				counted.reset(p)
-				for i := range all {
-					counted.add(&all[i])
-				}
-				counted.finish()
-			}
-			reportPerRow(b, rows)
-		})
-	}
 }
 
 func bareEndpoint(address uint32, port uint16) tcptable.Endpoint {
@@ -73,39 +49,20 @@ func BenchmarkScrape(b *testing.B) {
 	}
 }
 
-// BenchmarkCounts adds rows of so many distinct keys: up to the limit, and beyond.
-func BenchmarkCounts(b *testing.B) {
-	for _, keys := range []int{100, 10_000, maxRemotes, 8 * maxRemotes} {
-		b.Run(fmt.Sprintf("keys=%d", keys), func(b *testing.B) {
-			all := make([]tcptable.Addr, keys)
-			for i := range all {
-				all[i] = bareEndpoint(theNet+uint32(i), 0).Addr
-			}
-			c := newCounts[tcptable.Addr](maxRemotes)
-			b.ReportAllocs()
-			for b.Loop() {
-				c.reset()
-				for i := range all {
-					c.add(&all[i], uint8(i%4), 1)
-				}
-			}
-			reportPerRow(b, keys)
-		})
-	}
-}
-
 // BenchmarkSamples makes the metrics of a host with many remotes.
 func BenchmarkSamples(b *testing.B) {
-	counted := newTally(32, 128)
-	counted.reset(portsOf(b, 32768, 60999, ""))
-	for i := range 100_000 {
+	rows := make([]tcptable.Socket, 100_000)
+	for i := range rows {
 		local, remote, localPort, remotePort := busy(i)
-		s := tcptable.Socket{Local: bareEndpoint(local, localPort), Remote: bareEndpoint(remote+uint32(i%5000), remotePort), State: tcptable.Established, Inode: 1}
-		counted.add(&s)
+		rows[i] = tcptable.Socket{Local: bareEndpoint(local, localPort), Remote: bareEndpoint(remote+uint32(i%5000), remotePort), State: tcptable.Established, Inode: 1}
 	}
-	counted.finish()
+	counted, p := tally.New(32, 128), portsOf(b, 32768, 60999, "")
+	if err := counted.Count(yielded(rows), p, nil); err != nil {
+		b.Fatal(err)
+	}
 	b.ReportAllocs()
 	for b.Loop() {
-		counted.samples("bench", exported{remotes: 50, destinations: 20, listeners: 50, locals: 20}, nil)
+		ns := &snapshot.Namespace{Name: "bench", Pool: p, Sockets: counted.Snapshot(tally.Limits{Remotes: 50, Destinations: 20, Listeners: 50, Locals: 20})}
+		samplesOf(ns, new(snapshot.Node))
 	}
 }

@@ -119,3 +119,25 @@ func (c *call[T]) result() (value T) {
 	<-c.done
 	return c.value
 }
+
+// spare keeps a value that is not in use, so that at most as many exist as are used
+// at the same time.
+type spare[T any] chan T
+
+// take returns the spare value, or a new one.
+func (s spare[T]) take(create func() T) T {
+	select {
+	case v := <-s:
+		return v
+	default:
+		return create()
+	}
+}
+
+// put gives a value back. One spare value is enough.
+func (s spare[T]) put(v T) {
+	select {
+	case s <- v:
+	default:
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"testing"
 
+	"timewait_exporter/collector/tally"
 	"timewait_exporter/collector/tcptable"
 )
 
@@ -30,7 +31,7 @@ func connected(state string, device uint32, ports ...int) []tcptable.Socket {
 // destination's.
 func TestDevices(t *testing.T) {
 	pool := portsOf(t, 40000, 40009, "")
-	pool.reuseMode = 1
+	pool.ReuseMode = 1
 	f := func(want float64, used int, rows ...[]tcptable.Socket) {
 		t.Helper()
 		all := slices.Concat(rows...)
@@ -100,10 +101,10 @@ func TestDevicesLinkLocal(t *testing.T) {
 	p.want(t, 0, "tcp_listener_accept_queue", "local_ip", "fe80::1%2", "local_port", "179")
 
 	// Blocks of addresses have no zone.
-	p = tallyPage(t, newTally(32, 64), pool, everything, nil, rows...)
+	p = tallyPage(t, tally.New(32, 64), pool, everything, nil, rows...)
 	p.want(t, 120, "tcp_remote_connections", "remote_ip", "fe80::/64", "state", "syn_sent")
 	p.want(t, 1, "tcp_remote_ips", "direction", "outbound")
-	p = tallyPage(t, newTally(24, 128), pool, everything, nil, rows...)
+	p = tallyPage(t, tally.New(24, 128), pool, everything, nil, rows...)
 	p.want(t, 60, "tcp_remote_connections", "remote_ip", "fe80::9%3", "state", "syn_sent")
 
 	// /proc does not tell them apart, and a share is never more than all.
@@ -122,8 +123,8 @@ func TestDevicesLinkLocal(t *testing.T) {
 func TestDevicesRandom(t *testing.T) {
 	random := rand.New(rand.NewPCG(9, 10))
 	pool := portsOf(t, 40000, 40199, "")
-	pool.reuseMode = 1
-	counted := newTally(32, 128)
+	pool.ReuseMode = 1
+	counted := tally.New(32, 128)
 	for round := range 30 {
 		type key struct {
 			remote string

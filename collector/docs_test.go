@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"timewait_exporter/collector/tally"
 )
 
 // TestMetricsDoc holds docs/metrics.md to the code: a row for each metric, in the
 // order of Metrics.
 func TestMetricsDoc(t *testing.T) {
 	var b strings.Builder
-	fmt.Fprintf(&b, metricsIntro, maxRemotes, maxDestinations, maxLocals, maxEndpoints)
+	fmt.Fprintf(&b, metricsIntro, tally.MaxRemotes, tally.MaxDestinations, tally.MaxLocals, tally.MaxEndpoints)
 	cell := func(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
 	for _, m := range Metrics() {
 		var labels []string

@@ -17,6 +17,8 @@ import (
 	"github.com/go-kit/log/level"
 	"golang.org/x/sys/unix"
 
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/tally"
 	"timewait_exporter/collector/tcptable"
 )
 
@@ -137,7 +139,7 @@ func TestHangUninterrupted(t *testing.T) {
 			read, release := part.read, make(chan struct{})
 			defer synctest.Wait()
 			defer close(release)
-			part.read = func(context.Context) (samples, error) { <-release; return nil, nil }
+			part.read = func(context.Context) (kernelstat.Numbers, error) { <-release; return nil, nil }
 			wantParts(t, scrapeWithin(t, c, 10*time.Second), name)
 			if logged := out.take(); !strings.Contains(logged, "given up after 2.1s") || strings.Count(logged, "\n") != 1 {
 				t.Errorf("logged: %s", logged)
@@ -175,7 +177,7 @@ func TestHangTable(t *testing.T) {
 			t.Errorf("logged: %s", logged)
 		}
 		time.Sleep(3 * time.Second) // the pause
-		c.walkers.put(&walker{tally: newTally(32, 128), procfs: procfs})
+		c.table.walkers.put(&walker{tally: tally.New(32, 128), procfs: procfs})
 		p := scrapeWithin(t, c, time.Second)
 		wantParts(t, p, "")
 		p.want(t, 1, "tcp_connections")
@@ -307,10 +309,8 @@ func TestReadingAge(t *testing.T) {
 		}
 		begun := time.Now()
 		part := c.kernel[slices.IndexFunc(c.kernel, func(k *kernelPart) bool { return k.name == "file-nr" })]
-		part.read = func(context.Context) (samples, error) {
-			var out samples
-			out.add(fileHandles, time.Since(begun).Seconds())
-			return out, nil
+		part.read = func(context.Context) (kernelstat.Numbers, error) {
+			return kernelstat.Numbers{kernelstat.SysctlPlace("fs.file-nr", 0, 3): uint64(time.Since(begun).Seconds())}, nil
 		}
 		pages := make(chan float64)
 		for i := range 20 {
@@ -319,7 +319,7 @@ func TestReadingAge(t *testing.T) {
 				pages <- float64(3*i) - p.sum("kernel_file_handles")
 			}()
 			time.Sleep(3 * time.Second)
-			c.walkers.put(&walker{tally: newTally(32, 128), procfs: procfs})
+			c.table.walkers.put(&walker{tally: tally.New(32, 128), procfs: procfs})
 		}
 		for range 20 {
 			if age := <-pages; age > shareFor.Seconds() {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -11,6 +12,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/snapshot"
 )
 
 // kernelFiles are those that kernel reads, each with a text that is good.
@@ -44,16 +48,20 @@ func readKernel(t *testing.T, files map[string]string, own bool) (page, map[stri
 // readKernelOf returns the metrics of all parts, and the errors of those that fail.
 func readKernelOf(t *testing.T, root string, own bool) (page, map[string]error) {
 	t.Helper()
-	var out samples
+	ns, node := &snapshot.Namespace{Name: "test", Kernel: make(kernelstat.Numbers)}, new(snapshot.Node)
 	failed := make(map[string]error)
-	for _, part := range (kernel{root, Namespace{Name: "test", Dir: filepath.Join(root, "net"), OwnSysctls: own}}).parts() {
+	cfg := Config{ProcRoot: root, Namespace: Namespace{Dir: filepath.Join(root, "net"), OwnSysctls: own}}
+	for _, part := range kernelParts(cfg) {
 		read, err := part.read(t.Context())
-		out = append(out, read...)
+		maps.Copy(ns.Kernel, read)
 		if err != nil {
 			failed[part.name] = err
 		}
 	}
-	return gather(t, constant(out)), failed
+	node.Kernel = ns.Kernel
+	out := samples{netns: ns.Name}
+	out.addKernel(ns, node)
+	return gather(t, constant(out.all)), failed
 }
 
 // readGood reads files that are all in order.

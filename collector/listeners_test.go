@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
 	"timewait_exporter/collector/tcptable"
 )
 
@@ -15,54 +17,52 @@ func listener(at string, length, backlog uint32) tcptable.Socket {
 	return s
 }
 
-func queuesOf(rows ...tcptable.Socket) *acceptQueues {
-	queues := newAcceptQueues()
-	for i := range rows {
-		queues.add(&rows[i])
-	}
-	return queues
+// dumpOf is what a dump of these listeners tells.
+func dumpOf(rows ...tcptable.Socket) *tally.Listening {
+	l, _ := tally.CountListening(yielded(rows)) // fails only with an error among the rows
+	return l
 }
 
 // TestAcceptQueue adds the sockets of one endpoint up, and takes the fullest: each
 // has a queue of its own.
 func TestAcceptQueue(t *testing.T) {
-	f := func(want acceptQueue, rows ...tcptable.Socket) {
+	f := func(want snapshot.AcceptQueue, rows ...tcptable.Socket) {
 		t.Helper()
-		p := tallyPage(t, newTally(32, 128), nil, everything, queuesOf(rows...), rows[0])
+		p := tallyPage(t, tally.New(32, 128), nil, everything, dumpOf(rows...), rows[0])
 		labels := []string{"local_ip", "0.0.0.0", "local_port", "80"}
-		p.want(t, float64(want.sockets), "tcp_listener_sockets", labels...)
-		p.want(t, float64(want.length), "tcp_listener_accept_queue", labels...)
-		p.want(t, float64(want.limit), "tcp_listener_accept_queue_limit", labels...)
-		p.want(t, want.fill, "tcp_listener_accept_queue_fill_ratio", labels...)
-		p.want(t, float64(want.full), "tcp_listener_full_sockets", labels...)
+		p.want(t, float64(want.Sockets), "tcp_listener_sockets", labels...)
+		p.want(t, float64(want.Length), "tcp_listener_accept_queue", labels...)
+		p.want(t, float64(want.Limit), "tcp_listener_accept_queue_limit", labels...)
+		p.want(t, want.Fill, "tcp_listener_accept_queue_fill_ratio", labels...)
+		p.want(t, float64(want.Full), "tcp_listener_full_sockets", labels...)
 	}
 	row := func(length, backlog uint32) tcptable.Socket { return listener("0.0.0.0:80", length, backlog) }
-	f(acceptQueue{sockets: 1, limit: 511}, row(0, 511))
-	f(acceptQueue{sockets: 1, length: 2, limit: 3, fill: 0.5}, row(2, 3))
+	f(snapshot.AcceptQueue{Sockets: 1, Limit: 511}, row(0, 511))
+	f(snapshot.AcceptQueue{Sockets: 1, Length: 2, Limit: 3, Fill: 0.5}, row(2, 3))
 	// The kernel takes one more than the backlog.
-	f(acceptQueue{sockets: 1, length: 3, limit: 3, fill: 0.75}, row(3, 3))
-	f(acceptQueue{sockets: 1, length: 4, limit: 3, fill: 1, full: 1}, row(4, 3))
-	f(acceptQueue{sockets: 1, fill: 0}, row(0, 0))
-	f(acceptQueue{sockets: 1, length: 1, fill: 1, full: 1}, row(1, 0))
-	f(acceptQueue{sockets: 1, length: 1 << 31, limit: 1<<32 - 1, fill: 0.5}, row(1<<31, 1<<32-1))
+	f(snapshot.AcceptQueue{Sockets: 1, Length: 3, Limit: 3, Fill: 0.75}, row(3, 3))
+	f(snapshot.AcceptQueue{Sockets: 1, Length: 4, Limit: 3, Fill: 1, Full: 1}, row(4, 3))
+	f(snapshot.AcceptQueue{Sockets: 1, Fill: 0}, row(0, 0))
+	f(snapshot.AcceptQueue{Sockets: 1, Length: 1, Fill: 1, Full: 1}, row(1, 0))
+	f(snapshot.AcceptQueue{Sockets: 1, Length: 1 << 31, Limit: 1<<32 - 1, Fill: 0.5}, row(1<<31, 1<<32-1))
 	// listen(2) again, with less.
-	f(acceptQueue{sockets: 1, length: 51, limit: 4, fill: 1, full: 1}, row(51, 4))
+	f(snapshot.AcceptQueue{Sockets: 1, Length: 51, Limit: 4, Fill: 1, Full: 1}, row(51, 4))
 	// SO_REUSEPORT: one of eight hangs.
-	f(acceptQueue{sockets: 8, length: 4, limit: 24, fill: 1, full: 1},
+	f(snapshot.AcceptQueue{Sockets: 8, Length: 4, Limit: 24, Fill: 1, Full: 1},
 		row(0, 3), row(0, 3), row(0, 3), row(4, 3), row(0, 3), row(0, 3), row(0, 3), row(0, 3))
-	f(acceptQueue{sockets: 3, length: 12, limit: 19, fill: 1, full: 2}, row(6, 5), row(1, 10), row(5, 4))
+	f(snapshot.AcceptQueue{Sockets: 3, Length: 12, Limit: 19, Fill: 1, Full: 2}, row(6, 5), row(1, 10), row(5, 4))
 }
 
 // TestAcceptQueuesOfOneMoment takes lengths and limits from the dump, and what the
 // table says of the same sockets a moment later not at all.
 func TestAcceptQueuesOfOneMoment(t *testing.T) {
 	table := []tcptable.Socket{listener("10.0.0.1:80", 4, 0), listener("10.0.0.2:80", 2, 0)}
-	p := tallyPage(t, newTally(32, 128), nil, everything, queuesOf(listener("10.0.0.1:80", 1, 3), listener("10.0.0.3:81", 9, 1)), table...)
+	p := tallyPage(t, tally.New(32, 128), nil, everything, dumpOf(listener("10.0.0.1:80", 1, 3), listener("10.0.0.3:81", 9, 1)), table...)
 	p.want(t, 1, "tcp_listener_accept_queue", "local_ip", "10.0.0.1", "local_port", "80")
 	p.want(t, 1, "tcp_listener_accept_queue") // the others have only just come, or gone
 	p.want(t, 0.25, "tcp_listener_accept_queue_fill_ratio")
 
-	p = tallyPage(t, newTally(32, 128), nil, everything, nil, table...)
+	p = tallyPage(t, tally.New(32, 128), nil, everything, nil, table...)
 	p.want(t, 4, "tcp_listener_accept_queue", "local_ip", "10.0.0.1", "local_port", "80")
 	p.want(t, 6, "tcp_listener_accept_queue")
 	p.want(t, 2, "tcp_listener_sockets")
@@ -84,10 +84,10 @@ func TestNamedQueues(t *testing.T) {
 	connected(83, 3)
 	connected(85, 2)
 	connected(86, 2)
-	for _, queues := range []*acceptQueues{nil, queuesOf(rows[:10]...)} {
+	for _, queues := range []*tally.Listening{nil, dumpOf(rows[:10]...)} {
 		f := func(n int, want ...string) {
 			t.Helper()
-			p := tallyPage(t, newTally(32, 128), nil, exported{listeners: n}, queues, rows...)
+			p := tallyPage(t, tally.New(32, 128), nil, tally.Limits{Listeners: n}, queues, rows...)
 			var got []string
 			for _, m := range p.family("tcp_listener_accept_queue") {
 				got = append(got, m.GetLabel()[1].GetValue())
@@ -116,7 +116,7 @@ func TestQueuesOfManyIPs(t *testing.T) {
 		rows = append(rows, listener(fmt.Sprintf("10.0.0.%d:80", 25-i), uint32(25-i), 31))
 	}
 	rows = append(rows, listener("10.0.0.24:80", 32, 31), listener("10.0.0.9:81", 7, 31))
-	p := tallyPage(t, newTally(32, 128), nil, everything, queuesOf(rows...), rows...)
+	p := tallyPage(t, tally.New(32, 128), nil, everything, dumpOf(rows...), rows...)
 	if n := len(p.series("tcp_listener_sockets", "local_port", "80")); n != 21 {
 		t.Errorf("%d local IPs of a port are named, want 20 and the rest", n)
 	}
@@ -133,7 +133,7 @@ func TestQueuesOfManyIPs(t *testing.T) {
 	p.want(t, 7./32, "tcp_listener_accept_queue_fill_ratio", "local_ip", "10.0.0.9", "local_port", "81")
 
 	// Twenty are no more than are named.
-	p = tallyPage(t, newTally(32, 128), nil, everything, queuesOf(rows[5:25]...), rows...)
+	p = tallyPage(t, tally.New(32, 128), nil, everything, dumpOf(rows[5:25]...), rows...)
 	p.wantNone(t, "tcp_listener_sockets", "local_ip", "other")
 }
 
@@ -142,30 +142,27 @@ func TestQueuesOfManyIPs(t *testing.T) {
 func TestManyEndpoints(t *testing.T) {
 	var rows []tcptable.Socket
 	at := func(i int) string { return fmt.Sprintf("127.%d.%d.%d:%d", i>>16, i>>8&255, i&255, 8000+i%3) }
-	const all = maxEndpoints + 3000
+	const all = tally.MaxEndpoints + 3000
 	for i := range all {
 		rows = append(rows, listener(at(i), 1, 3))
 	}
 	rows = append(rows, listener(at(0), 4, 3)) // one that is known, though there is room for no other
-	counted := newTally(32, 128)
+	counted := tally.New(32, 128)
 	for range 2 {
-		queues := queuesOf(rows...)
+		queues := dumpOf(rows...)
 		withConnections := slices.Concat(rows, sockets(
 			"tcp established "+at(all-1)+" 10.0.0.2:5000", // of a listener that bound has no room for
 			"tcp established 10.0.0.1:8000 10.0.0.2:443",
 			"tcp established 10.0.0.1:8003 10.0.0.2:443",
 		))
 		p := tallyPage(t, counted, nil, everything, queues, withConnections...)
-		if len(counted.acceptQueues.endpoints) != maxEndpoints || len(queues.endpoints) != maxEndpoints || len(counted.listeners[tcptable.TCP].bound) != maxEndpoints {
-			t.Errorf("%d, %d and %d endpoints are kept", len(counted.acceptQueues.endpoints), len(queues.endpoints), len(counted.listeners[tcptable.TCP].bound))
-		}
 		p.want(t, all+1, "tcp_connections", "state", "listen")
 		p.want(t, all+1, "tcp_listener_sockets")
 		p.want(t, all+4, "tcp_listener_accept_queue")
 		p.want(t, 1, "tcp_listener_full_sockets")
 		p.want(t, 2, "tcp_connections", "state", "established", "direction", "inbound")
 		p.want(t, 1, "tcp_connections", "state", "established", "direction", "outbound")
-		if n := len(p.series("tcp_listener_sockets")); n != 3*(localsPerPort+1) {
+		if n := len(p.series("tcp_listener_sockets")); n != 3*(20+1) {
 			t.Errorf("%d series", n)
 		}
 	}

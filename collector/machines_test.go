@@ -17,6 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
+
+	"timewait_exporter/collector/snapshot"
 )
 
 // go test ./collector -update writes what the tests compare with: read the
@@ -315,9 +317,9 @@ func TestSumRule(t *testing.T) {
 	f := func(cfg Config) {
 		t.Helper()
 		p := scrapeOf(t, cfg)
-		for d := range numDirections {
+		for d := range snapshot.NumDirections {
 			direction := d.String()
-			for s := range states(d) {
+			for s := range d.States() {
 				state := s.String()
 				total := p.sum("tcp_connections", "direction", direction, "state", state)
 				if state == "listen" {
@@ -426,5 +428,15 @@ func TestStatesAlwaysThere(t *testing.T) {
 				t.Errorf("%s: %s has %d series, %d of them %s", name, s, len(all), len(possible), direction)
 			}
 		}
+	}
+}
+
+func writeFile(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-kit/log"
 
+	"timewait_exporter/collector/tally"
 	"timewait_exporter/collector/tcptable"
 )
 
@@ -62,12 +63,12 @@ func newScripted(t *testing.T, source string) (c *Collector, netlink, procfs *sc
 	cfg := fixture(t, writeProc(t))
 	cfg.Source = SourceAuto // of a copy it is procfs
 	c, out = newLogged(t, cfg)
-	c.cfg.Source = source
+	c.table.cfg.Source = source
 	netlink = &scripted{sockets: sockets("tcp listen 0.0.0.0:80 0.0.0.0:0",
 		"tcp established 10.0.0.1:80 10.0.0.2:4000", "tcp established 10.0.0.1:80 10.0.0.3:4000", "tcp established 10.0.0.1:80 10.0.0.4:4000")}
 	procfs = &scripted{sockets: sockets("tcp established 10.0.0.1:4000 10.0.0.9:443")}
-	c.useNetlink = source != SourceProcfs
-	c.walkers.put(&walker{tally: newTally(32, 128), netlink: netlink, procfs: procfs})
+	c.table.useNetlink = source != SourceProcfs
+	c.table.walkers.put(&walker{tally: tally.New(32, 128), netlink: netlink, procfs: procfs})
 	return c, netlink, procfs, out
 }
 
@@ -133,7 +134,7 @@ func TestSourceFallsBack(t *testing.T) {
 		if netlink.attempts.Load() != attempts+2 {
 			t.Errorf("%d walks by netlink, want 2", netlink.attempts.Load()-attempts)
 		}
-		if pause := time.Unix(0, c.netlinkAfter.Load()).Sub(before); pause < netlinkPause || pause > netlinkPause+10*time.Second {
+		if pause := time.Unix(0, c.table.netlinkAfter.Load()).Sub(before); pause < netlinkPause || pause > netlinkPause+10*time.Second {
 			t.Errorf("netlink is left alone for %v, want %v", pause, netlinkPause)
 		}
 	}
@@ -142,10 +143,10 @@ func TestSourceFallsBack(t *testing.T) {
 		wantSource(t, c, out, SourceProcfs)
 	}
 	// The pause is over, but netlink is not well yet.
-	c.netlinkAfter.Store(time.Now().Add(-time.Millisecond).UnixNano())
+	c.table.netlinkAfter.Store(time.Now().Add(-time.Millisecond).UnixNano())
 	f()
 	wantSource(t, c, out, SourceProcfs)
-	c.netlinkAfter.Store(time.Now().Add(-time.Millisecond).UnixNano())
+	c.table.netlinkAfter.Store(time.Now().Add(-time.Millisecond).UnixNano())
 	wantSource(t, c, out, SourceNetlink, "level=info source=netlink")
 	for range 2 {
 		wantSource(t, c, out, SourceNetlink)

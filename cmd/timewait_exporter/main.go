@@ -52,8 +52,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "%s: error: %s, try --help\n", name, oneLine(err.Error()))
 		return 2
 	}
-	loggers := newLoggers(cfg, stderr)
-	logger := loggers.program
+	logs := newLoggers(cfg, stderr)
+	logger := logs.program
 	ns := cfg.collector.Namespace
 	level.Info(logger).Log("msg", "starting", "version", versioninfo.Info(), "build", versioninfo.BuildContext())
 	level.Info(logger).Log("msg", "reading network namespace", "netns", ns.Name, "path", ns.Dir, "own_sysctls", ns.OwnSysctls)
@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	if err := serve(ctx, cfg, registry, loggers); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := serve(ctx, cfg, registry, logs); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		level.Error(logger).Log("msg", "serving failed", "err", err)
 		return 1
 	}
@@ -75,14 +75,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-func serve(ctx context.Context, cfg *config, registry *prometheus.Registry, loggers loggers) error {
-	c, err := collector.New(ctx, cfg.collector, loggers.collector)
+func serve(ctx context.Context, cfg *config, registry *prometheus.Registry, logs loggers) error {
+	c, err := collector.New(ctx, cfg.collector, logs.collector)
 	if err != nil {
 		return err
 	}
-	s, err := newServer(cfg, registry, c, loggers.web)
+	s, err := newServer(cfg, registry, c, logs.web)
 	if err != nil {
 		return err
 	}
-	return s.serve(ctx, cfg.web, loggers.toolkit)
+	return s.serve(ctx, cfg.web, logs.toolkit)
 }

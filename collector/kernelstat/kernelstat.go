@@ -1,6 +1,6 @@
 // Package kernelstat reads the kernel's own counts and limits from the small files
-// of a proc file system, each by itself. It knows the kernel's names for them and
-// not what they are used for.
+// of a proc file system, each by itself. It knows the kernel's names for them, which of
+// them are of one network namespace and which of the node, and not what they are used for.
 //
 // All functions may be called at the same time. Their errors name the file and quote
 // what is wrong in it; of a file that this kernel does not have they are
@@ -21,15 +21,11 @@ import (
 	"time"
 )
 
-// Numbers are what the kernel says by its own names. None is below 0. A name that
-// this kernel does not have is not among them.
-type Numbers map[string]uint64
-
-// ReadPairs returns the numbers of these names in the one line of a protocol, of a
+// ReadPairs returns the numbers of these names, of those that this kernel has, in the one line of a protocol, of a
 // file in which each number follows its name (sockstat_seq_show in net/ipv4/proc.c):
 //
 //	TCP: inuse 5 orphan 0 tw 3 alloc 6 mem 1
-func ReadPairs(ctx context.Context, path, protocol string, names ...string) (Numbers, error) {
+func ReadPairs(ctx context.Context, path, protocol string, names ...string) (map[string]uint64, error) {
 	lines, err := readLines(ctx, path, protocol, smallFile)
 	if err != nil {
 		return nil, err
@@ -48,13 +44,13 @@ func ReadPairs(ctx context.Context, path, protocol string, names ...string) (Num
 	return numbers(path, keys, values, names)
 }
 
-// ReadCounters returns the numbers of these names in the two lines of a protocol, of
+// ReadCounters returns the numbers of these names, of those that this kernel has, in the two lines of a protocol, of
 // a file in which a line of names is followed by one of values (snmp_seq_show,
 // netstat_seq_show in net/ipv4/proc.c):
 //
 //	Tcp: RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens
 //	Tcp: 1 200 120000 -1 3
-func ReadCounters(ctx context.Context, path, protocol string, names ...string) (Numbers, error) {
+func ReadCounters(ctx context.Context, path, protocol string, names ...string) (map[string]uint64, error) {
 	lines, err := readLines(ctx, path, protocol, usualFile)
 	if err != nil {
 		return nil, err
@@ -71,8 +67,8 @@ func ReadCounters(ctx context.Context, path, protocol string, names ...string) (
 
 // numbers returns the values of those keys that are among names. The others need not
 // be numbers. A key that is there twice makes all of them doubtful.
-func numbers(path string, keys, values, names []string) (Numbers, error) {
-	found := make(Numbers, len(names))
+func numbers(path string, keys, values, names []string) (map[string]uint64, error) {
+	found := make(map[string]uint64, len(names))
 	seen := make(map[string]bool, len(keys))
 	for i, key := range keys {
 		if seen[key] {

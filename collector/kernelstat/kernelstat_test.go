@@ -26,18 +26,18 @@ func write(t *testing.T, text string) string {
 }
 
 func TestReadPairs(t *testing.T) {
-	f := func(text string, want Numbers) {
+	f := func(text string, want map[string]uint64) {
 		t.Helper()
 		got, err := ReadPairs(t.Context(), write(t, text), "TCP", "orphan", "tw", "mem")
 		if err != nil || !maps.Equal(got, want) {
 			t.Errorf("%q: %v and %v, want %v", text, got, err, want)
 		}
 	}
-	f("sockets: used 9\nTCP: inuse 5 orphan 3 tw 7 alloc 9 mem 11\nUDP: inuse 1 mem 1\n", Numbers{"orphan": 3, "tw": 7, "mem": 11})
-	f("TCP: inuse 5 tw 7\n", Numbers{"tw": 7}) // what a kernel does not count
-	f("TCP:\n", Numbers{})
-	f("TCP: tw 18446744073709551615\n", Numbers{"tw": 1<<64 - 1})
-	f("TCP: tw 1\nTCP6: inuse 2 tw\nUDP\nUDP: x x x\n\x00", Numbers{"tw": 1}) // nobody uses what is odd
+	f("sockets: used 9\nTCP: inuse 5 orphan 3 tw 7 alloc 9 mem 11\nUDP: inuse 1 mem 1\n", map[string]uint64{"orphan": 3, "tw": 7, "mem": 11})
+	f("TCP: inuse 5 tw 7\n", map[string]uint64{"tw": 7}) // what a kernel does not count
+	f("TCP:\n", map[string]uint64{})
+	f("TCP: tw 18446744073709551615\n", map[string]uint64{"tw": 1<<64 - 1})
+	f("TCP: tw 1\nTCP6: inuse 2 tw\nUDP\nUDP: x x x\n\x00", map[string]uint64{"tw": 1}) // nobody uses what is odd
 
 	bad := func(text string, parts ...string) {
 		t.Helper()
@@ -59,22 +59,22 @@ func TestReadPairs(t *testing.T) {
 }
 
 func TestReadCounters(t *testing.T) {
-	f := func(text string, want Numbers) {
+	f := func(text string, want map[string]uint64) {
 		t.Helper()
 		got, err := ReadCounters(t.Context(), write(t, text), "Tcp", "A", "B")
 		if err != nil || !maps.Equal(got, want) {
 			t.Errorf("%q: %v and %v, want %v", text, got, err, want)
 		}
 	}
-	f("Tcp: A B C\nTcp: 1 2 -3\n", Numbers{"A": 1, "B": 2})
-	f("Tcp: C B\nTcp: -1 18446744073709551615\n", Numbers{"B": 1<<64 - 1})
-	f("Tcp:\nTcp:\n", Numbers{})
-	f("Tcp:  A   B \nTcp: 1  2 \n", Numbers{"A": 1, "B": 2})
-	f("TcpExt: A\nTcpExt: 5\nTcp: A\nTcp: 1\n", Numbers{"A": 1})
+	f("Tcp: A B C\nTcp: 1 2 -3\n", map[string]uint64{"A": 1, "B": 2})
+	f("Tcp: C B\nTcp: -1 18446744073709551615\n", map[string]uint64{"B": 1<<64 - 1})
+	f("Tcp:\nTcp:\n", map[string]uint64{})
+	f("Tcp:  A   B \nTcp: 1  2 \n", map[string]uint64{"A": 1, "B": 2})
+	f("TcpExt: A\nTcpExt: 5\nTcp: A\nTcp: 1\n", map[string]uint64{"A": 1})
 	long := strings.Repeat(" X", 10_000)
-	f("Udp:"+long+"\nTcp: A\nTcp: 1\n", Numbers{"A": 1})
+	f("Udp:"+long+"\nTcp: A\nTcp: 1\n", map[string]uint64{"A": 1})
 	// Blocks that are torn, unknown or there twice are nobody's.
-	f("Ip: X X\nIp: 1\nnonsense\n\nTcp: A\nTcp: 1\nUdp: A B\nUdp: 1\nUdp: 1\nMPTcpExt: A", Numbers{"A": 1})
+	f("Ip: X X\nIp: 1\nnonsense\n\nTcp: A\nTcp: 1\nUdp: A B\nUdp: 1\nUdp: 1\nMPTcpExt: A", map[string]uint64{"A": 1})
 
 	bad := func(text string, parts ...string) {
 		t.Helper()

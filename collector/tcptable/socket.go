@@ -95,11 +95,6 @@ func (t Table) String() string {
 	return "tcp"
 }
 
-// TimeWaitLength is how long the kernel keeps a connection in TIME_WAIT
-// (TCP_TIMEWAIT_LEN in include/net/tcp.h). It is a constant, but for the sysctl
-// net.ipv4.tcp_tw_timeout that some vendors' kernels have.
-const TimeWaitLength = 60 * time.Second
-
 // Addr is an IP address in 16 bytes, IPv4 as ::ffff:a.b.c.d whichever table it
 // comes from. It has no pointer in it, unlike a netip.Addr, so that tables of
 // addresses are nothing to the garbage collector and hashing one allocates nothing.

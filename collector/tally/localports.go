@@ -1,18 +1,28 @@
-package collector
+package tally
 
 import (
 	"iter"
 	"maps"
 	"math/bits"
-	"net/netip"
 	"slices"
 
+	"timewait_exporter/collector/snapshot"
 	"timewait_exporter/collector/tcptable"
 )
 
+// MaxLocals is how many local addresses are told apart.
+const MaxLocals = 1 << 10
+
+func familyOf(addr tcptable.Addr) snapshot.Family {
+	if addr.Is4() {
+		return snapshot.IPv4
+	}
+	return snapshot.IPv6
+}
+
 // anyAddr returns the address of sockets that are bound to all of a family.
-func anyAddr(f family) tcptable.Addr {
-	if f == ipv4 {
+func anyAddr(f snapshot.Family) tcptable.Addr {
+	if f == snapshot.IPv4 {
 		return tcptable.Addr{10: 0xff, 11: 0xff}
 	}
 	return tcptable.Addr{}
@@ -23,7 +33,7 @@ func anyAddr(f family) tcptable.Addr {
 type localPorts struct {
 	low    int                        // the port of the first bit of a set
 	words  int                        // the length of a set
-	sets   map[tcptable.Addr][]uint64 // the ports of each address, at most maxLocals
+	sets   map[tcptable.Addr][]uint64 // the ports of each address, at most MaxLocals
 	others []uint64                   // those of all further addresses
 	missed uint64                     // rows in others
 	spare  [][]uint64
@@ -59,7 +69,7 @@ func (l *localPorts) reset(low, high int) {
 // set returns the set of an address, nil if it is one too many.
 func (l *localPorts) set(addr tcptable.Addr) []uint64 {
 	set := l.sets[addr]
-	if set != nil || len(l.sets) == maxLocals {
+	if set != nil || len(l.sets) == MaxLocals {
 		return set
 	}
 	if n := len(l.spare); n > 0 {
@@ -96,7 +106,7 @@ func (l *localPorts) total() int {
 }
 
 // shared returns the set of ports that sockets on all addresses of a family hold.
-func (l *localPorts) shared(f family) []uint64 {
+func (l *localPorts) shared(f snapshot.Family) []uint64 {
 	if set := l.sets[anyAddr(f)]; set != nil {
 		return set
 	}
@@ -111,11 +121,11 @@ func addAll(to, set []uint64) {
 
 // all yields each address with the number of ports that it or sockets on all
 // addresses hold.
-func (l *localPorts) all() iter.Seq2[netip.Addr, int] {
-	return func(yield func(netip.Addr, int) bool) {
-		shared := [numFamilies][]uint64{ipv4: l.shared(ipv4), ipv6: l.shared(ipv6)}
+func (l *localPorts) all() iter.Seq[snapshot.Local] {
+	return func(yield func(snapshot.Local) bool) {
+		shared := [snapshot.NumFamilies][]uint64{snapshot.IPv4: l.shared(snapshot.IPv4), snapshot.IPv6: l.shared(snapshot.IPv6)}
 		for addr, set := range l.sets {
-			if ip := addr.IP(); !ip.IsUnspecified() && !yield(ip, unionLen(set, shared[familyOf(addr)])) {
+			if ip := addr.IP(); !ip.IsUnspecified() && !yield(snapshot.Local{IP: ip, Used: unionLen(set, shared[familyOf(addr)])}) {
 				return
 			}
 		}

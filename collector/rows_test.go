@@ -2,8 +2,11 @@ package collector
 
 import (
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -11,30 +14,43 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
 	"timewait_exporter/collector/tcptable"
 )
 
 // everything names more than any of these tests has.
-var everything = exported{remotes: 1000, destinations: 1000, listeners: 1000, locals: 1000}
+var everything = tally.Limits{Remotes: 1000, Destinations: 1000, Listeners: 1000, Locals: 1000}
 
 // tallied counts sockets and returns the metrics.
-func tallied(t testing.TB, p *pool, n exported, sockets ...tcptable.Socket) page {
+func tallied(t testing.TB, p *kernelstat.Pool, n tally.Limits, sockets ...tcptable.Socket) page {
 	t.Helper()
-	return tallyPage(t, newTally(32, 128), p, n, nil, sockets...)
+	return tallyPage(t, tally.New(32, 128), p, n, nil, sockets...)
 }
 
-func tallyPage(t testing.TB, counted *tally, p *pool, n exported, queues *acceptQueues, sockets ...tcptable.Socket) page {
+func tallyPage(t testing.TB, counted *tally.Tally, p *kernelstat.Pool, n tally.Limits, l *tally.Listening, sockets ...tcptable.Socket) page {
 	t.Helper()
-	counted.reset(p)
-	for i := range sockets {
-		counted.add(&sockets[i])
+	if err := counted.Count(yielded(sockets), p, l); err != nil {
+		t.Fatal(err)
 	}
-	counted.finish()
-	return gather(t, constant(counted.samples("test", n, queues)))
+	ns := &snapshot.Namespace{Name: "test", Pool: p, Sockets: counted.Snapshot(n)}
+	return gather(t, constant(samplesOf(ns, new(snapshot.Node))))
+}
+
+// yielded is a walk that goes well.
+func yielded(sockets []tcptable.Socket) iter.Seq2[tcptable.Socket, error] {
+	return func(yield func(tcptable.Socket, error) bool) {
+		for i := range sockets {
+			if !yield(sockets[i], nil) {
+				return
+			}
+		}
+	}
 }
 
 // constant is a collector of metrics that are there already.
-type constant samples
+type constant []prometheus.Metric
 
 func (c constant) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
 
@@ -82,12 +98,13 @@ func endpoint(text string) tcptable.Endpoint {
 }
 
 // portsOf is a pool of the ports from low to high without those that are listed.
-func portsOf(t testing.TB, low, high int, reserved string) *pool {
+func portsOf(t testing.TB, low, high int, reserved string) *kernelstat.Pool {
 	t.Helper()
-	p, err := readPool(t.Context(), writePool(t, map[string]string{
-		"ip_local_port_range":     fmt.Sprintf("%d\t%d\n", low, high),
-		"ip_local_reserved_ports": reserved + "\n",
-	}))
+	root := t.TempDir()
+	for name, text := range map[string]string{"ip_local_port_range": fmt.Sprintf("%d\t%d\n", low, high), "ip_local_reserved_ports": reserved + "\n"} {
+		writeFile(t, filepath.Join(root, "sys/net/ipv4", name), text)
+	}
+	p, err := kernelstat.ReadPool(t.Context(), root)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +113,7 @@ func portsOf(t testing.TB, low, high int, reserved string) *pool {
 
 // TestDirection tells who connected to whom by the listeners of the same table.
 func TestDirection(t *testing.T) {
-	f := func(want direction, row string, listeners ...string) {
+	f := func(want snapshot.Direction, row string, listeners ...string) {
 		t.Helper()
 		rows := append(sockets(listeners...), socket(row))
 		p := tallied(t, nil, everything, rows...)
@@ -104,7 +121,7 @@ func TestDirection(t *testing.T) {
 		p.want(t, 1, "tcp_connections", "state", state, "direction", want.String())
 		p.want(t, 1, "tcp_remote_connections", "state", state, "direction", want.String())
 		p.want(t, 1, "tcp_remote_ips", "direction", want.String())
-		if want == inbound {
+		if want == snapshot.Inbound {
 			p.want(t, 0, "tcp_destinations")
 			p.want(t, 1, "tcp_listener_connections", "state", state)
 		} else {
@@ -113,71 +130,71 @@ func TestDirection(t *testing.T) {
 		}
 	}
 	const row = "tcp established 10.0.0.1:8080 10.0.0.2:5555"
-	f(outbound, row)
-	f(inbound, row, "tcp listen 0.0.0.0:8080 0.0.0.0:0")
-	f(inbound, row, "tcp listen 10.0.0.1:8080 0.0.0.0:0")
-	f(inbound, row, "tcp listen 10.0.0.9:8080 0.0.0.0:0", "tcp listen 10.0.0.1:8080 0.0.0.0:0")
-	f(outbound, row, "tcp listen 10.0.0.9:8080 0.0.0.0:0")
-	f(outbound, row, "tcp listen 0.0.0.0:8081 0.0.0.0:0")
-	f(outbound, row, "tcp listen 10.0.0.1:8081 0.0.0.0:0", "tcp listen 10.0.0.3:8080 0.0.0.0:0")
+	f(snapshot.Outbound, row)
+	f(snapshot.Inbound, row, "tcp listen 0.0.0.0:8080 0.0.0.0:0")
+	f(snapshot.Inbound, row, "tcp listen 10.0.0.1:8080 0.0.0.0:0")
+	f(snapshot.Inbound, row, "tcp listen 10.0.0.9:8080 0.0.0.0:0", "tcp listen 10.0.0.1:8080 0.0.0.0:0")
+	f(snapshot.Outbound, row, "tcp listen 10.0.0.9:8080 0.0.0.0:0")
+	f(snapshot.Outbound, row, "tcp listen 0.0.0.0:8081 0.0.0.0:0")
+	f(snapshot.Outbound, row, "tcp listen 10.0.0.1:8081 0.0.0.0:0", "tcp listen 10.0.0.3:8080 0.0.0.0:0")
 	// Connections of a dual-stack listener are in its own table.
-	f(outbound, row, "tcp6 listen [::]:8080 [::]:0")
-	f(inbound, "tcp6 established 10.0.0.1:8080 10.0.0.2:5555", "tcp6 listen [::]:8080 [::]:0")
-	f(inbound, "tcp6 time_wait 10.0.0.1:8080 10.0.0.2:5555", "tcp6 listen 10.0.0.1:8080 [::]:0")
-	f(outbound, "tcp6 established 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 0.0.0.0:8080 0.0.0.0:0")
-	f(inbound, "tcp6 established [2001:db8::1]:443 [2001:db8::2]:5555", "tcp6 listen [2001:db8::1]:443 [::]:0")
-	f(outbound, "tcp6 established [2001:db8::1]:443 [2001:db8::2]:5555", "tcp6 listen [2001:db8::3]:443 [::]:0")
-	f(inbound, "tcp6 established [2001:db8::1]:443 [2001:db8::2]:5555", "tcp6 listen [::]:443 [::]:0")
+	f(snapshot.Outbound, row, "tcp6 listen [::]:8080 [::]:0")
+	f(snapshot.Inbound, "tcp6 established 10.0.0.1:8080 10.0.0.2:5555", "tcp6 listen [::]:8080 [::]:0")
+	f(snapshot.Inbound, "tcp6 time_wait 10.0.0.1:8080 10.0.0.2:5555", "tcp6 listen 10.0.0.1:8080 [::]:0")
+	f(snapshot.Outbound, "tcp6 established 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 0.0.0.0:8080 0.0.0.0:0")
+	f(snapshot.Inbound, "tcp6 established [2001:db8::1]:443 [2001:db8::2]:5555", "tcp6 listen [2001:db8::1]:443 [::]:0")
+	f(snapshot.Outbound, "tcp6 established [2001:db8::1]:443 [2001:db8::2]:5555", "tcp6 listen [2001:db8::3]:443 [::]:0")
+	f(snapshot.Inbound, "tcp6 established [2001:db8::1]:443 [2001:db8::2]:5555", "tcp6 listen [::]:443 [::]:0")
 	// In every state.
-	for s := range states(inbound) {
+	for s := range snapshot.Inbound.States() {
 		if s != tcptable.Listen {
-			f(inbound, "tcp "+s.String()+" 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 0.0.0.0:8080 0.0.0.0:0")
+			f(snapshot.Inbound, "tcp "+s.String()+" 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 0.0.0.0:8080 0.0.0.0:0")
 		}
 	}
-	for s := range states(outbound) {
-		f(outbound, "tcp "+s.String()+" 10.0.0.1:8080 10.0.0.2:5555")
+	for s := range snapshot.Outbound.States() {
+		f(snapshot.Outbound, "tcp "+s.String()+" 10.0.0.1:8080 10.0.0.2:5555")
 	}
 	// A half-open connection is inbound though its listener is gone.
-	f(inbound, "tcp syn_recv 10.0.0.1:8080 10.0.0.2:5555")
+	f(snapshot.Inbound, "tcp syn_recv 10.0.0.1:8080 10.0.0.2:5555")
 	// Who sent the SYN is the one who connects, from a listener's port too
 	// (SO_REUSEADDR).
-	f(outbound, "tcp syn_sent 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 0.0.0.0:8080 0.0.0.0:0")
-	f(outbound, "tcp syn_sent 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 10.0.0.1:8080 0.0.0.0:0")
+	f(snapshot.Outbound, "tcp syn_sent 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 0.0.0.0:8080 0.0.0.0:0")
+	f(snapshot.Outbound, "tcp syn_sent 10.0.0.1:8080 10.0.0.2:5555", "tcp listen 10.0.0.1:8080 0.0.0.0:0")
 	// Ports at the ends.
-	f(inbound, "tcp established 10.0.0.1:65535 10.0.0.2:5555", "tcp listen 0.0.0.0:65535 0.0.0.0:0")
-	f(inbound, "tcp established 10.0.0.1:1 10.0.0.2:5555", "tcp listen 0.0.0.0:1 0.0.0.0:0")
+	f(snapshot.Inbound, "tcp established 10.0.0.1:65535 10.0.0.2:5555", "tcp listen 0.0.0.0:65535 0.0.0.0:0")
+	f(snapshot.Inbound, "tcp established 10.0.0.1:1 10.0.0.2:5555", "tcp listen 0.0.0.0:1 0.0.0.0:0")
 }
 
 // TestTransparent tells what TPROXY handed to a listener from what a transparent
 // proxy connected itself: by the port, which of the former is a service's.
 func TestTransparent(t *testing.T) {
 	ports := portsOf(t, 40000, 40009, "40009")
-	f := func(want direction, p *pool, text string, transparent bool) {
+	f := func(want snapshot.Direction, p *kernelstat.Pool, text string, transparent bool) {
 		t.Helper()
 		s := socket(text)
 		s.Transparent = transparent
 		page := tallied(t, p, everything, socket("tcp listen 0.0.0.0:15001 0.0.0.0:0"), s)
 		page.want(t, 1, "tcp_connections", "state", s.State.String(), "direction", want.String())
-		if want == inbound {
+		if want == snapshot.Inbound {
 			page.want(t, 0, "tcp_destinations")
 			page.want(t, 1, "tcp_listener_connections", "local_port", "80")
 		}
 	}
-	for s := range states(outbound) {
+	for s := range snapshot.Outbound.States() {
 		child := fmt.Sprintf("tcp %v 192.0.2.5:80 10.0.0.2:50000", s)
 		switch s {
 		case tcptable.SynSent:
-			f(outbound, ports, child, true)
+			f(snapshot.Outbound, ports, child, true)
 		case tcptable.TimeWait: // a minisock does not tell
-			f(outbound, ports, child, false)
+			f(snapshot.Outbound, ports, child, false)
 		default:
-			f(inbound, ports, child, true)
+			f(snapshot.Inbound, ports, child, true)
 		}
-		f(outbound, ports, child, false)
-		f(outbound, nil, child, true) // whether the port is one of the pool is not known
-		f(outbound, ports, fmt.Sprintf("tcp %v 10.0.0.2:40000 192.0.2.5:80", s), true)
+		f(snapshot.Outbound, ports, child, false)
+		f(snapshot.Outbound, nil, child, true) // whether the port is one of the pool is not known
+		f(snapshot.Outbound, ports, fmt.Sprintf("tcp %v 10.0.0.2:40000 192.0.2.5:80", s), true)
 	}
-	f(outbound, ports, "tcp established 10.0.0.2:40009 192.0.2.5:80", false)
+	f(snapshot.Outbound, ports, "tcp established 10.0.0.2:40009 192.0.2.5:80", false)
 }
 
 // TestUnpooledFlood has more connections of ports outside the pool than a tally keeps
@@ -185,7 +202,7 @@ func TestTransparent(t *testing.T) {
 // those that hold a port of the pool gives way, and no remote is lost.
 func TestUnpooledFlood(t *testing.T) {
 	var rows []tcptable.Socket
-	const flood = 2 * maxDestinations
+	const flood = 2 * tally.MaxDestinations
 	for i := range flood {
 		s := socket("tcp established 192.0.2.5:80 10.0.0.1:1024")
 		s.Remote = bareEndpoint(theNet+uint32(i%200), uint16(1024+i/200))
@@ -194,7 +211,7 @@ func TestUnpooledFlood(t *testing.T) {
 			rows = append(rows, socket(fmt.Sprintf("tcp established 10.0.0.1:%d 10.9.9.9:%d", 40000+i/(flood/64), 1+i/(flood/4))))
 		}
 	}
-	p := tallied(t, portsOf(t, 40000, 40099, ""), exported{destinations: 4, remotes: 1000}, rows...)
+	p := tallied(t, portsOf(t, 40000, 40099, ""), tally.Limits{Destinations: 4, Remotes: 1000}, rows...)
 	p.want(t, 0, "timewait_exporter_undercount_max")
 	p.want(t, 64, "tcp_destination_ports_used", "remote_ip", "10.9.9.9")
 	p.want(t, 0.16, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
@@ -244,7 +261,7 @@ func TestRemotePrefix(t *testing.T) {
 	)
 	f := func(bits4, bits6 int, want ...string) {
 		t.Helper()
-		p := tallyPage(t, newTally(bits4, bits6), nil, everything, nil, rows...)
+		p := tallyPage(t, tally.New(bits4, bits6), nil, everything, nil, rows...)
 		var got []string
 		for _, m := range p.family("tcp_remote_connections") {
 			for _, l := range m.GetLabel() {
@@ -288,7 +305,7 @@ func TestRemotesTop(t *testing.T) {
 
 	f := func(remotes int, names ...string) {
 		t.Helper()
-		p := tallied(t, nil, exported{remotes: remotes}, rows...)
+		p := tallied(t, nil, tally.Limits{Remotes: remotes}, rows...)
 		p.want(t, float64(len(rows)-1), "tcp_remote_connections")
 		var got []string
 		for _, name := range []string{"10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "other"} {
@@ -323,7 +340,7 @@ func TestConnectRatio(t *testing.T) {
 		p := tallied(t, pool, everything, sockets(rows...)...)
 		p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 		// Naming none must not hide the worst.
-		q := tallied(t, pool, exported{}, sockets(rows...)...)
+		q := tallied(t, pool, tally.Limits{}, sockets(rows...)...)
 		q.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 		q.wantNone(t, "tcp_destination_ports_used")
 		q.wantNone(t, "tcp_destination_port_utilisation_ratio")
@@ -339,7 +356,7 @@ func TestConnectRatio(t *testing.T) {
 	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80")
 	f(0.1, "tcp established 10.0.0.1:40009 10.0.0.2:80")
 	// In every state.
-	for s := range states(outbound) {
+	for s := range snapshot.Outbound.States() {
 		f(0.1, "tcp "+s.String()+" 10.0.0.1:40000 10.0.0.2:80")
 	}
 	// Not toward another IP, another port or from another IP.
@@ -381,7 +398,7 @@ func TestConnectRatio(t *testing.T) {
 // TestConnectRatioReuse takes off what connect(2) may reuse.
 func TestConnectRatioReuse(t *testing.T) {
 	pool := portsOf(t, 40000, 40009, "")
-	pool.reuseMode = 1
+	pool.ReuseMode = 1
 	old, young := socket("tcp time_wait 10.0.0.1:40000 10.0.0.2:80"), socket("tcp time_wait 10.0.0.1:40001 10.0.0.2:80")
 	young.TimerLeft = 59500 * time.Millisecond
 	p := tallied(t, pool, everything, old, young, socket("tcp established 10.0.0.1:40002 10.0.0.2:80"))
@@ -404,7 +421,7 @@ func TestBindRatio(t *testing.T) {
 		p := tallied(t, pool, everything, sockets(rows...)...)
 		p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
 		p.want(t, float64(used), "tcp_ephemeral_ports_used")
-		q := tallied(t, pool, exported{}, sockets(rows...)...)
+		q := tallied(t, pool, tally.Limits{}, sockets(rows...)...)
 		q.wantNone(t, "tcp_local_ports_used")
 		q.want(t, float64(used), "tcp_ephemeral_ports_used")
 		worst := 0.
@@ -442,16 +459,9 @@ func TestBindRatio(t *testing.T) {
 // or a dump of listeners did.
 func TestBindRatioV6Only(t *testing.T) {
 	pool := portsOf(t, 40000, 40009, "")
-	f := func(wantIPv4, wantIPv6 float64, v6Only portSet, rows ...tcptable.Socket) {
+	f := func(wantIPv4, wantIPv6 float64, l *tally.Listening, rows ...tcptable.Socket) {
 		t.Helper()
-		counted := newTally(32, 128)
-		counted.reset(pool)
-		counted.v6Only = v6Only
-		for i := range rows {
-			counted.add(&rows[i])
-		}
-		counted.finish()
-		p := gather(t, constant(counted.samples("test", everything, nil)))
+		p := tallyPage(t, tally.New(32, 128), pool, everything, l, rows...)
 		p.want(t, wantIPv4, "tcp_local_port_utilisation_ratio", "local_ip", "10.0.0.1")
 		p.want(t, wantIPv6, "tcp_local_port_utilisation_ratio", "local_ip", "2001:db8::1")
 		p.want(t, max(wantIPv4, wantIPv6), "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
@@ -464,15 +474,14 @@ func TestBindRatioV6Only(t *testing.T) {
 	idle.Kind = tcptable.Bound
 	listener := socket("tcp6 listen [::]:40001 [::]:0")
 	four, six := socket("tcp established 10.0.0.1:40000 10.0.0.2:80"), socket("tcp6 established [2001:db8::1]:40002 [2001:db8::2]:80")
-	var ports portSet
-	ports.add(40001)
-	f(0.2, 0.2, portSet{}, listener, four, six)
-	f(0.1, 0.2, portSet{}, told(listener), four, six)
-	f(0.1, 0.2, ports, listener, four, six)
-	f(0.2, 0.2, portSet{}, idle, four, six)
-	f(0.1, 0.2, portSet{}, told(idle), four, six)
-	f(0.2, 0.2, ports, idle, four, six) // another socket's port
-	f(0.2, 0.2, portSet{}, told(listener), listener, four, six)
+	dump := dumpOf(told(listener))
+	f(0.2, 0.2, nil, listener, four, six)
+	f(0.1, 0.2, nil, told(listener), four, six)
+	f(0.1, 0.2, dump, listener, four, six)
+	f(0.2, 0.2, nil, idle, four, six)
+	f(0.1, 0.2, nil, told(idle), four, six)
+	f(0.2, 0.2, dump, idle, four, six) // another socket's port
+	f(0.2, 0.2, nil, told(listener), listener, four, six)
 }
 
 // TestBindAnyRatio counts ports that anybody holds anywhere.
@@ -535,7 +544,7 @@ func TestUnpooledDestination(t *testing.T) {
 // TestDestinationsTop names those that are worst off.
 func TestDestinationsTop(t *testing.T) {
 	pool := portsOf(t, 40000, 40099, "")
-	pool.reuseMode = 1
+	pool.ReuseMode = 1
 	var rows []tcptable.Socket
 	connect := func(remote, state string, n int) {
 		for i := range n {
@@ -548,7 +557,7 @@ func TestDestinationsTop(t *testing.T) {
 	connect("10.0.0.5", "established", 6)
 	f := func(n int, want ...string) {
 		t.Helper()
-		p := tallied(t, pool, exported{destinations: n}, rows...)
+		p := tallied(t, pool, tally.Limits{Destinations: n}, rows...)
 		var got []string
 		for _, m := range p.family("tcp_destination_port_utilisation_ratio") {
 			for _, l := range m.GetLabel() {
@@ -575,7 +584,7 @@ func TestDestinationsTop(t *testing.T) {
 	}
 	count := func(n int) {
 		t.Helper()
-		p := tallied(t, pool, exported{destinations: n}, rows...)
+		p := tallied(t, pool, tally.Limits{Destinations: n}, rows...)
 		p.want(t, 5, "tcp_destinations")
 		if got := len(p.series("tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.1")); got != n-4 {
 			t.Errorf("top %d: it is named %d times", n, got)
@@ -589,7 +598,7 @@ func TestDestinationsTop(t *testing.T) {
 // thousands that have few.
 func TestDestinationsTopHeld(t *testing.T) {
 	pool := portsOf(t, 40000, 40099, "")
-	pool.reuseMode = 1
+	pool.ReuseMode = 1
 	var rows []tcptable.Socket
 	for i := range 100 {
 		rows = append(rows, socket(fmt.Sprintf("tcp time_wait 10.0.0.1:%d 10.0.0.9:80", 40000+i)))
@@ -598,7 +607,7 @@ func TestDestinationsTopHeld(t *testing.T) {
 		rows = append(rows, socket(fmt.Sprintf("tcp established 10.0.0.1:%d 10.1.%d.%d:80", 40000+i%100, i/250, i%250)))
 	}
 	for _, n := range []int{2, 3, 4, 20, 50} {
-		p := tallied(t, pool, exported{destinations: n}, rows...)
+		p := tallied(t, pool, tally.Limits{Destinations: n}, rows...)
 		p.want(t, 100, "tcp_destination_ports_used", "remote_ip", "10.0.0.9")
 		p.want(t, 0, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.9")
 		if got := len(p.family("tcp_destination_port_utilisation_ratio")); got != n {
@@ -655,14 +664,14 @@ func TestListeners(t *testing.T) {
 	p.want(t, 0, "tcp_orphan_connections")
 	p.want(t, 0, "tcp_queue_bytes") // of listeners it is no bytes
 
-	p = tallied(t, nil, exported{listeners: 1}, rows...)
+	p = tallied(t, nil, tally.Limits{Listeners: 1}, rows...)
 	p.want(t, 5, "tcp_listener_connections", "local_port", "80")
 	p.want(t, 3, "tcp_listener_connections", "local_port", "other")
 	p.want(t, 1, "tcp_listener_connections", "local_port", "other", "state", "time_wait")
 	p.want(t, 0, "tcp_listener_unaccepted_connections", "local_port", "other")
 	p.want(t, 2, "tcp_listener_accept_queue")
 
-	p = tallied(t, nil, exported{}, rows...)
+	p = tallied(t, nil, tally.Limits{}, rows...)
 	p.want(t, 8, "tcp_listener_connections", "local_port", "other")
 	p.want(t, 2, "tcp_listener_unaccepted_connections", "local_port", "other")
 	p.wantNone(t, "tcp_listener_accept_queue")
@@ -726,7 +735,7 @@ func TestQueueBytes(t *testing.T) {
 // TestTimeWaitRemaining puts timers into buckets that include their upper bound.
 func TestTimeWaitRemaining(t *testing.T) {
 	const remaining = "tcp_time_wait_remaining_connections"
-	f := func(p *pool, want string, timers ...time.Duration) {
+	f := func(p *kernelstat.Pool, want string, timers ...time.Duration) {
 		t.Helper()
 		rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0")
 		for i, left := range timers {
@@ -759,21 +768,21 @@ func TestTimeWaitRemaining(t *testing.T) {
 	// Where TIME_WAIT lasts longer there is one more, with nothing in it too.
 	long := portsOf(t, 40000, 40099, "")
 	f(long, counts, timers...)
-	long.timeWait = 61 * time.Second
+	long.TimeWait = 61 * time.Second
 	f(long, counts+"600=0", timers...)
-	long.timeWait = 2 * time.Minute
+	long.TimeWait = 2 * time.Minute
 	f(long, counts+"600=2", append(timers, 61*time.Second, 2*time.Minute)...)
 	// Nobody knows the sysctl, or it is another one by now.
 	f(nil, counts+"600=1", append(timers, 60010*time.Millisecond)...)
-	long.timeWait = 10 * time.Second
+	long.TimeWait = 10 * time.Second
 	f(long, counts+"600=1", append(timers, 10*time.Minute)...)
 }
 
 // TestTallyAgain counts other sockets with the memory of the first ones.
 func TestTallyAgain(t *testing.T) {
-	counted := newTally(32, 128)
+	counted := tally.New(32, 128)
 	random := rand.New(rand.NewPCG(5, 6))
-	pools := []*pool{portsOf(t, 40000, 40099, ""), nil, portsOf(t, 1, 65535, "80"), portsOf(t, 32768, 60999, "40000-50000")}
+	pools := []*kernelstat.Pool{portsOf(t, 40000, 40099, ""), nil, portsOf(t, 1, 65535, "80"), portsOf(t, 32768, 60999, "40000-50000")}
 	for i := range 40 {
 		rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0", "tcp6 listen [::]:41000 [::]:0")
 		for range random.IntN(300) {
@@ -796,16 +805,120 @@ func TestTallyAllocations(t *testing.T) {
 		rows = append(rows, socket(fmt.Sprintf("tcp time_wait 10.0.0.1:%d 10.0.1.%d:443", 32768+i%20000, i%250)),
 			socket(fmt.Sprintf("tcp established 10.0.0.1:80 10.0.2.%d:%d", i%250, 1024+i%50000)))
 	}
-	counted, p := newTally(32, 128), portsOf(t, 32768, 60999, "")
+	counted, p := tally.New(32, 128), portsOf(t, 32768, 60999, "")
 	count := func() {
-		counted.reset(p)
-		for i := range rows {
-			counted.add(&rows[i])
+		if err := counted.Count(yielded(rows), p, nil); err != nil {
+			t.Fatal(err)
 		}
-		counted.finish()
 	}
 	count()
 	if n := testing.AllocsPerRun(5, count); n > 10 {
 		t.Errorf("%v allocations for %d rows", n, len(rows))
 	}
+}
+
+// TestReusable is the table of tcp_twsk_unique: what connect() may take over is not gone.
+func TestReusable(t *testing.T) {
+	ports := portsOf(t, 40000, 40009, "")
+	lasts := kernelstat.TimeWaitLength
+	f := func(want bool, mode uint64, timestamps bool, delay, age time.Duration, text string) {
+		t.Helper()
+		s := socket(text)
+		s.TimerLeft = lasts - age
+		ports.TimeWait, ports.ReuseMode, ports.Timestamps, ports.ReuseDelay = lasts, mode, timestamps, delay
+		gone := 0.1
+		if want {
+			gone = 0
+		}
+		if got := tallied(t, ports, everything, s).sum("tcp_ephemeral_port_utilisation_ratio", "pool", "connect"); got != gone {
+			t.Errorf("mode %d, timestamps %v, delay %v, age %v, %s: %v is gone", mode, timestamps, delay, age, text, got)
+		}
+	}
+	const (
+		ip       = "tcp time_wait 10.0.0.1:40000 10.0.0.2:80"
+		ip6      = "tcp6 time_wait [2001:db8::1]:40000 [2001:db8::2]:80"
+		loop     = "tcp time_wait 127.0.0.1:40000 127.9.9.9:80"
+		fromLoop = "tcp time_wait 127.0.0.1:40000 10.0.0.2:80"
+		toLoop   = "tcp time_wait 10.0.0.1:40000 127.0.0.1:80"
+		loop6    = "tcp6 time_wait [::1]:40000 [::1]:80"
+		mapped   = "tcp6 time_wait 127.0.0.1:40000 127.0.0.1:80"
+		second   = time.Second
+	)
+	for _, text := range []string{ip, ip6, loop, loop6, mapped} {
+		f(false, 0, true, second, 30*second, text)
+		f(true, 1, true, second, 30*second, text)
+		f(false, 1, false, second, 30*second, text)
+		f(false, 3, true, second, 30*second, text)
+	}
+	f(false, 2, true, second, 30*second, ip)
+	f(false, 2, true, second, 30*second, ip6)
+	for _, text := range []string{loop, fromLoop, toLoop, loop6, mapped} {
+		f(true, 2, true, second, 30*second, text)
+		f(false, 2, false, second, 30*second, text)
+		f(false, 2, true, second, second, text)
+	}
+	// The age has to be more than the delay.
+	f(false, 1, true, second, 0, ip)
+	f(false, 1, true, second, second, ip)
+	f(true, 1, true, second, second+10*time.Millisecond, ip)
+	f(true, 1, true, second, 62*second, ip) // fired late
+	f(true, 1, true, time.Millisecond, 10*time.Millisecond, ip)
+	f(false, 1, true, 30*second, 30*second, ip)
+	// Its age follows from what is left of it.
+	for _, lasts = range []time.Duration{time.Second, 10 * time.Second, 2 * time.Minute, 10 * time.Minute} {
+		f(false, 1, true, second, 300*time.Millisecond, ip)
+		f(false, 1, true, second, -5*second, ip) // it lasted longer once
+	}
+	f(true, 1, true, second, 10*second, ip)
+	lasts = kernelstat.TimeWaitLength
+	// Only TIME_WAIT, though FIN_WAIT2 may be a minisock too.
+	for s := range snapshot.Outbound.States() {
+		if s != tcptable.TimeWait {
+			f(false, 1, true, second, 30*second, "tcp "+s.String()+" 10.0.0.1:40000 10.0.0.2:80")
+		}
+	}
+}
+
+// TestTimeWaitDuration has TIME_WAITs 0.3 s old that last as long as a vendor's
+// kernel says: connect() can't take their ports over yet.
+func TestTimeWaitDuration(t *testing.T) {
+	f := func(sysctl string, lasts time.Duration, bucket string) {
+		t.Helper()
+		root := t.TempDir()
+		if err := os.CopyFS(root, os.DirFS(machine(t, "vendor_time_wait").ProcRoot)); err != nil {
+			t.Fatal(err)
+		}
+		table := filepath.Join(root, "1/net/tcp")
+		text, err := os.ReadFile(table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const left = "03:000003CA" // of 10 s, in hundredths
+		if n := strings.Count(string(text), left); n != 90 {
+			t.Fatalf("%d rows with %s", n, left)
+		}
+		writeFile(t, table, strings.ReplaceAll(string(text), left, fmt.Sprintf("03:%08X", int((lasts-300*time.Millisecond)/(10*time.Millisecond)))))
+		path := filepath.Join(root, "sys/net/ipv4/tcp_tw_timeout")
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if sysctl != "" {
+			writeFile(t, path, sysctl+"\n")
+		}
+		p := scrapeOf(t, fixture(t, root))
+		p.want(t, lasts.Seconds(), "tcp_time_wait_duration_seconds")
+		for _, pool := range []string{"connect", "bind"} {
+			p.want(t, 0.9, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
+		}
+		p.want(t, 0.9, "tcp_destination_port_utilisation_ratio", "remote_ip", "198.51.100.9", "remote_port", "8080")
+		p.want(t, 90, "tcp_time_wait_remaining_connections", "direction", "outbound", "remaining", bucket)
+		p.want(t, 90, "tcp_time_wait_remaining_connections")
+	}
+	f("", time.Minute, "60")
+	f("1", time.Second, "1")
+	f("5", 5*time.Second, "5")
+	f("10", 10*time.Second, "10")
+	f("60", time.Minute, "60")
+	f("120", 2*time.Minute, "600")
+	f("600", 10*time.Minute, "600")
 }

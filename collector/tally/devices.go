@@ -1,4 +1,6 @@
-package collector
+package tally
+
+import "iter"
 
 // devices counts connections of sockets that are bound to a device (SO_BINDTODEVICE, a
 // VRF) by destination and device. A link-local address has its device in it: those are
@@ -8,7 +10,8 @@ package collector
 // one that a connection of no device holds from all (inet_bound_dev_eq in
 // include/net/inet_sock.h). So toward one destination a port may be held by several.
 type devices struct {
-	counts *counts[deviceDestination]
+	destinations *counts[destination]
+	counts       *counts[deviceDestination]
 	// worst is the device with least ports left toward a destination, if there is one
 	// with less than no device has.
 	worst map[*entry[destination]]*entry[deviceDestination]
@@ -20,11 +23,6 @@ type devices struct {
 	near   uint32 // for so many rows more, window has one with a device
 }
 
-type deviceDestination struct {
-	destination
-	device uint32
-}
-
 type deviceRow struct {
 	device      uint32
 	destination uint32 // its hash
@@ -32,23 +30,18 @@ type deviceRow struct {
 	label       uint8
 }
 
-// What a label may have beside the bits of a row's.
-const (
-	onDevice = 0x80 // in a destination's: of a row that has a device
-	common   = 0x80 // in a deviceDestination's: of a row that has none, whose port the device has as well
-)
-
-func newDevices() devices {
+func newDevices(destinations *counts[destination]) devices {
 	return devices{
-		counts: newCounts[deviceDestination](maxDestinations),
-		worst:  make(map[*entry[destination]]*entry[deviceDestination]),
+		destinations: destinations,
+		counts:       newCounts[deviceDestination](MaxDestinations),
+		worst:        make(map[*entry[destination]]*entry[deviceDestination]),
 	}
 }
 
 func (d *devices) reset() {
 	d.counts.reset()
 	clear(d.worst)
-	*d = devices{counts: d.counts, worst: d.worst}
+	*d = devices{destinations: d.destinations, counts: d.counts, worst: d.worst}
 }
 
 // place returns where the window has the row with a number.
@@ -75,5 +68,63 @@ func (d *devices) compare(to *destination, row *deviceRow) {
 			none, device = other, row.device
 		}
 		d.counts.addLight(&deviceDestination{*to, device}, none.label|common)
+	}
+}
+
+// findWorst ends the walk.
+func (d *devices) findWorst() {
+	for i := range d.counts.entries {
+		on := &d.counts.entries[i]
+		to := d.destinations.lookup(&on.key.destination)
+		if to != nil && byBlocked(d.held(to, on), d.held(to, d.worst[to])) < 0 {
+			d.worst[to] = on
+		}
+	}
+}
+
+// all yields each destination, on the device where it is worst.
+func (d *devices) all() iter.Seq[heldDestination] {
+	return func(yield func(heldDestination) bool) {
+		for i := range d.destinations.entries {
+			to := &d.destinations.entries[i]
+			if !yield(d.held(to, d.worst[to])) {
+				return
+			}
+		}
+	}
+}
+
+func (d *devices) held(to *entry[destination], on *entry[deviceDestination]) heldDestination {
+	held, blocked := 0, 0
+	for label, n := range d.ports(to, on) {
+		held += n
+		if label&^stateBits == 0 {
+			blocked += n
+		}
+	}
+	return heldDestination{to, on, uint64(max(held, 0)), uint64(max(blocked, 0))}
+}
+
+// ports yields the labels of the ports that are held toward a destination on a device,
+// or on none if that is nil, and how many each adds to what came before.
+func (d *devices) ports(to *entry[destination], on *entry[deviceDestination]) iter.Seq2[uint8, int] {
+	return func(yield func(uint8, int) bool) {
+		for label, rows := range d.destinations.labels(to) {
+			if label&(unpooled|onDevice) == 0 && !yield(label, int(rows)) {
+				return
+			}
+		}
+		if on == nil {
+			return
+		}
+		for label, rows := range d.counts.labels(on) {
+			n := int(rows)
+			if label&common != 0 {
+				n = -n
+			}
+			if !yield(label&^common, n) {
+				return
+			}
+		}
 	}
 }

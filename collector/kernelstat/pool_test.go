@@ -1,4 +1,4 @@
-package collector
+package kernelstat
 
 import (
 	"fmt"
@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"timewait_exporter/collector/tcptable"
 )
 
 // writePool writes sysctls of net.ipv4 into a copy of a proc file system and
@@ -39,12 +37,12 @@ func TestParsePorts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var set portSet
+		var set PortSet
 		for _, port := range want {
-			set.add(uint16(port))
+			set.Add(uint16(port))
 		}
 		if *got != set {
-			t.Errorf("%q is %d ports, want %v", list, got.len(), want)
+			t.Errorf("%q is %d ports, want %v", list, got.Len(), want)
 		}
 	}
 	f("")
@@ -59,8 +57,8 @@ func TestParsePorts(t *testing.T) {
 	f("63-65", 63, 64, 65)
 
 	all, err := parsePorts("0-65535")
-	if err != nil || all.len() != 65536 {
-		t.Errorf("%d ports and %v", all.len(), err)
+	if err != nil || all.Len() != 65536 {
+		t.Errorf("%d ports and %v", all.Len(), err)
 	}
 
 	bad := func(list, item string) {
@@ -89,12 +87,12 @@ func TestParsePorts(t *testing.T) {
 func TestReadPool(t *testing.T) {
 	f := func(size, low, high int, sysctls map[string]string) {
 		t.Helper()
-		p, err := readPool(t.Context(), writePool(t, sysctls))
+		p, err := ReadPool(t.Context(), writePool(t, sysctls))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.size != size || p.ports.len() != size || p.low != low || p.high != high {
-			t.Errorf("%v: a pool of %d ports from %d to %d, want %d from %d to %d", sysctls, p.size, p.low, p.high, size, low, high)
+		if p.Size != size || p.Ports.Len() != size || p.Low != low || p.High != high {
+			t.Errorf("%v: a pool of %d ports from %d to %d, want %d from %d to %d", sysctls, p.Size, p.Low, p.High, size, low, high)
 		}
 	}
 	const ports, reserved = "ip_local_port_range", "ip_local_reserved_ports"
@@ -111,9 +109,9 @@ func TestReadPool(t *testing.T) {
 
 	bad := func(text string, sysctls map[string]string) {
 		t.Helper()
-		p, err := readPool(t.Context(), writePool(t, sysctls))
+		p, err := ReadPool(t.Context(), writePool(t, sysctls))
 		if err == nil {
-			t.Errorf("%v is taken for a pool of %d ports", sysctls, p.size)
+			t.Errorf("%v is taken for a pool of %d ports", sysctls, p.Size)
 		} else if !strings.Contains(err.Error(), text) {
 			t.Errorf("%q does not name %s", err, text)
 		}
@@ -136,7 +134,7 @@ func TestReadPool(t *testing.T) {
 		bad("tcp_tw_timeout", map[string]string{ports: "1 2", "tcp_tw_timeout": seconds + "\n"})
 	}
 
-	if p, err := readPool(t.Context(), t.TempDir()); p != nil || err != nil {
+	if p, err := ReadPool(t.Context(), t.TempDir()); p != nil || err != nil {
 		t.Errorf("without the sysctl: %v and %v", p, err)
 	}
 	for _, name := range []string{ports, reserved, "tcp_tw_timeout", "tcp_tw_reuse", "tcp_timestamps", "tcp_tw_reuse_delay"} {
@@ -146,54 +144,10 @@ func TestReadPool(t *testing.T) {
 		if err := os.Mkdir(path, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readPool(t.Context(), root); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := ReadPool(t.Context(), root); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s can't be read: %v, which should name it", name, err)
 		}
 	}
-}
-
-// TestTimeWaitDuration has TIME_WAITs 0.3 s old that last as long as a vendor's
-// kernel says: connect() can't take their ports over yet.
-func TestTimeWaitDuration(t *testing.T) {
-	f := func(sysctl string, lasts time.Duration, bucket string) {
-		t.Helper()
-		root := t.TempDir()
-		if err := os.CopyFS(root, os.DirFS(machine(t, "vendor_time_wait").ProcRoot)); err != nil {
-			t.Fatal(err)
-		}
-		table := filepath.Join(root, "1/net/tcp")
-		text, err := os.ReadFile(table)
-		if err != nil {
-			t.Fatal(err)
-		}
-		const left = "03:000003CA" // of 10 s, in hundredths
-		if n := strings.Count(string(text), left); n != 90 {
-			t.Fatalf("%d rows with %s", n, left)
-		}
-		writeFile(t, table, strings.ReplaceAll(string(text), left, fmt.Sprintf("03:%08X", int((lasts-300*time.Millisecond)/(10*time.Millisecond)))))
-		path := filepath.Join(root, "sys/net/ipv4/tcp_tw_timeout")
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-		if sysctl != "" {
-			writeFile(t, path, sysctl+"\n")
-		}
-		p := scrapeOf(t, fixture(t, root))
-		p.want(t, lasts.Seconds(), "tcp_time_wait_duration_seconds")
-		for _, pool := range []string{"connect", "bind"} {
-			p.want(t, 0.9, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
-		}
-		p.want(t, 0.9, "tcp_destination_port_utilisation_ratio", "remote_ip", "198.51.100.9", "remote_port", "8080")
-		p.want(t, 90, "tcp_time_wait_remaining_connections", "direction", "outbound", "remaining", bucket)
-		p.want(t, 90, "tcp_time_wait_remaining_connections")
-	}
-	f("", time.Minute, "60")
-	f("1", time.Second, "1")
-	f("5", 5*time.Second, "5")
-	f("10", 10*time.Second, "10")
-	f("60", time.Minute, "60")
-	f("120", 2*time.Minute, "600")
-	f("600", 10*time.Minute, "600")
 }
 
 // TestReadPoolReuse reads the rules, and has the kernel's defaults where a kernel
@@ -202,12 +156,12 @@ func TestReadPoolReuse(t *testing.T) {
 	f := func(mode uint64, timestamps bool, delay time.Duration, sysctls map[string]string) {
 		t.Helper()
 		sysctls["ip_local_port_range"] = "32768\t60999\n"
-		p, err := readPool(t.Context(), writePool(t, sysctls))
+		p, err := ReadPool(t.Context(), writePool(t, sysctls))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.reuseMode != mode || p.timestamps != timestamps || p.reuseDelay != delay {
-			t.Errorf("%v: mode %d, timestamps %v, delay %v", sysctls, p.reuseMode, p.timestamps, p.reuseDelay)
+		if p.ReuseMode != mode || p.Timestamps != timestamps || p.ReuseDelay != delay {
+			t.Errorf("%v: mode %d, timestamps %v, delay %v", sysctls, p.ReuseMode, p.Timestamps, p.ReuseDelay)
 		}
 	}
 	f(0, true, time.Second, map[string]string{})
@@ -222,10 +176,10 @@ func TestReadReservedPorts(t *testing.T) {
 	f := func(every int) {
 		t.Helper()
 		var list strings.Builder
-		var want portSet
+		var want PortSet
 		for port := 1; port < 65536; port += every {
 			fmt.Fprintf(&list, "%d,", port)
-			want.add(uint16(port))
+			want.Add(uint16(port))
 		}
 		text := strings.TrimSuffix(list.String(), ",") + "\n"
 		path := filepath.Join(t.TempDir(), "ip_local_reserved_ports")
@@ -235,7 +189,7 @@ func TestReadReservedPorts(t *testing.T) {
 			t.Fatal(err)
 		}
 		if *got != want {
-			t.Errorf("a list of %d bytes has %d ports, want %d", len(text), got.len(), want.len())
+			t.Errorf("a list of %d bytes has %d ports, want %d", len(text), got.Len(), want.Len())
 		}
 	}
 	f(100) // 4 KiB
@@ -251,71 +205,14 @@ func TestReadReservedPorts(t *testing.T) {
 			t.Fatalf("%d bytes, want %d", len(text), size)
 		}
 		writeFile(t, path, text)
-		if got, err := readReservedPorts(t.Context(), path); err != nil || got.len() != 2 {
+		if got, err := readReservedPorts(t.Context(), path); err != nil || got.Len() != 2 {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
 
 	got, err := readReservedPorts(t.Context(), filepath.Join(t.TempDir(), "missing"))
-	if err != nil || got.len() != 0 {
-		t.Errorf("without the sysctl: %d ports and %v", got.len(), err)
-	}
-}
-
-// TestReusable is the table of tcp_twsk_unique.
-func TestReusable(t *testing.T) {
-	lasts := tcptable.TimeWaitLength
-	f := func(want bool, mode uint64, timestamps bool, delay, age time.Duration, text string) {
-		t.Helper()
-		s := socket(text)
-		s.TimerLeft = lasts - age
-		p := &pool{timeWait: lasts, reuseMode: mode, timestamps: timestamps, reuseDelay: delay}
-		if got := p.reusable(&s); got != want {
-			t.Errorf("mode %d, timestamps %v, delay %v, age %v, %s: %v", mode, timestamps, delay, age, text, got)
-		}
-	}
-	const (
-		ip       = "tcp time_wait 10.0.0.1:40000 10.0.0.2:80"
-		ip6      = "tcp6 time_wait [2001:db8::1]:40000 [2001:db8::2]:80"
-		loop     = "tcp time_wait 127.0.0.1:40000 127.9.9.9:80"
-		fromLoop = "tcp time_wait 127.0.0.1:40000 10.0.0.2:80"
-		toLoop   = "tcp time_wait 10.0.0.1:40000 127.0.0.1:80"
-		loop6    = "tcp6 time_wait [::1]:40000 [::1]:80"
-		mapped   = "tcp6 time_wait 127.0.0.1:40000 127.0.0.1:80"
-		second   = time.Second
-	)
-	for _, text := range []string{ip, ip6, loop, loop6, mapped} {
-		f(false, 0, true, second, 30*second, text)
-		f(true, 1, true, second, 30*second, text)
-		f(false, 1, false, second, 30*second, text)
-		f(false, 3, true, second, 30*second, text)
-	}
-	f(false, 2, true, second, 30*second, ip)
-	f(false, 2, true, second, 30*second, ip6)
-	for _, text := range []string{loop, fromLoop, toLoop, loop6, mapped} {
-		f(true, 2, true, second, 30*second, text)
-		f(false, 2, false, second, 30*second, text)
-		f(false, 2, true, second, second, text)
-	}
-	// The age has to be more than the delay.
-	f(false, 1, true, second, 0, ip)
-	f(false, 1, true, second, second, ip)
-	f(true, 1, true, second, second+10*time.Millisecond, ip)
-	f(true, 1, true, second, 62*second, ip) // fired late
-	f(true, 1, true, time.Millisecond, 10*time.Millisecond, ip)
-	f(false, 1, true, 30*second, 30*second, ip)
-	// Its age follows from what is left of it.
-	for _, lasts = range []time.Duration{time.Second, 10 * time.Second, 2 * time.Minute, 10 * time.Minute} {
-		f(false, 1, true, second, 300*time.Millisecond, ip)
-		f(false, 1, true, second, -5*second, ip) // it lasted longer once
-	}
-	f(true, 1, true, second, 10*second, ip)
-	lasts = tcptable.TimeWaitLength
-	// Only TIME_WAIT, though FIN_WAIT2 may be a minisock too.
-	for s := range states(outbound) {
-		if s != tcptable.TimeWait {
-			f(false, 1, true, second, 30*second, "tcp "+s.String()+" 10.0.0.1:40000 10.0.0.2:80")
-		}
+	if err != nil || got.Len() != 0 {
+		t.Errorf("without the sysctl: %d ports and %v", got.Len(), err)
 	}
 }
 
@@ -324,15 +221,15 @@ func TestAddRange(t *testing.T) {
 	bounds := []int{0, 1, 62, 63, 64, 65, 127, 128, 129, 191, 192, 1000, 65471, 65472, 65534, 65535}
 	for i, low := range bounds {
 		for _, high := range bounds[i:] {
-			var got, want portSet
-			got.add(500)
-			want.add(500)
+			var got, want PortSet
+			got.Add(500)
+			want.Add(500)
 			got.addRange(low, high)
 			for port := low; port <= high; port++ {
-				want.add(uint16(port))
+				want.Add(uint16(port))
 			}
 			if got != want {
-				t.Errorf("%d to %d has %d ports, want %d", low, high, got.len(), want.len())
+				t.Errorf("%d to %d has %d ports, want %d", low, high, got.Len(), want.Len())
 			}
 		}
 	}

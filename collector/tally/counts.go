@@ -1,11 +1,10 @@
-package collector
+package tally
 
 import (
 	"hash/maphash"
 	"iter"
 	"math"
 	"math/bits"
-	"slices"
 )
 
 // counts counts rows by key, and under each key by label.
@@ -230,9 +229,9 @@ func (c *counts[K]) lookup(key *K) *entry[K] {
 
 // distinct returns the number of different keys added; once some gave way, an
 // estimate of it that is good to about 1 % up to 16 million.
-func (c *counts[K]) distinct() float64 {
+func (c *counts[K]) distinct() uint64 {
 	if c.seen == nil {
-		return float64(len(c.entries))
+		return uint64(len(c.entries))
 	}
 	return c.seen.estimate()
 }
@@ -261,38 +260,11 @@ func (b *bitmap) add(hash uint32) {
 	b[bit/64] |= 1 << (bit % 64)
 }
 
-func (b *bitmap) estimate() float64 {
+func (b *bitmap) estimate() uint64 {
 	size := 64 * len(b)
 	unset := size
 	for _, word := range b {
 		unset -= bits.OnesCount64(word)
 	}
-	return math.Round(float64(size) * math.Log(float64(size)/float64(max(unset, 1))))
-}
-
-// largest returns the n elements of seq that come first by compare, in order.
-func largest[T any](seq iter.Seq[T], n int, compare func(a, b T) int) []T {
-	top := ranking[T]{n: n, compare: compare}
-	for element := range seq {
-		top.add(element)
-	}
-	return top.elements
-}
-
-// ranking keeps the n elements that come first by compare, in order.
-type ranking[T any] struct {
-	n        int
-	compare  func(a, b T) int
-	elements []T
-}
-
-func (r *ranking[T]) add(element T) {
-	if len(r.elements) == r.n && (r.n == 0 || r.compare(element, r.elements[r.n-1]) >= 0) {
-		return
-	}
-	at, _ := slices.BinarySearchFunc(r.elements, element, r.compare)
-	if len(r.elements) == r.n {
-		r.elements = r.elements[:r.n-1]
-	}
-	r.elements = slices.Insert(r.elements, at, element)
+	return uint64(math.Round(float64(size) * math.Log(float64(size)/float64(max(unset, 1)))))
 }

@@ -1,4 +1,4 @@
-package collector
+package tally
 
 import (
 	"cmp"
@@ -80,10 +80,10 @@ func checkBounds(t *testing.T, c *counts[uint64], exact map[uint64]map[uint8]uin
 		}
 	}
 	if len(exact) <= c.limit {
-		if c.shortfall != 0 || len(c.entries) != len(exact) || c.distinct() != float64(len(exact)) {
+		if c.shortfall != 0 || len(c.entries) != len(exact) || c.distinct() != uint64(len(exact)) {
 			t.Errorf("%d keys in %d entries of %d, %v distinct, %d short", len(exact), len(c.entries), c.limit, c.distinct(), c.shortfall)
 		}
-	} else if off := math.Abs(c.distinct()/float64(len(exact)) - 1); off > 0.02 {
+	} else if off := math.Abs(float64(c.distinct())/float64(len(exact)) - 1); off > 0.02 {
 		t.Errorf("%v distinct, want %d", c.distinct(), len(exact))
 	}
 }
@@ -204,7 +204,7 @@ func TestCountsDistinct(t *testing.T) {
 				c.add(&key, 0, 1)
 			}
 		}
-		if got := c.distinct(); keys <= 1000 && got != float64(keys) || math.Abs(got-float64(keys)) > 0.02*float64(keys) {
+		if got := float64(c.distinct()); keys <= 1000 && got != float64(keys) || math.Abs(got-float64(keys)) > 0.02*float64(keys) {
 			t.Errorf("%v distinct, want %d", got, keys)
 		}
 	}
@@ -323,7 +323,7 @@ func TestCountsLight(t *testing.T) {
 			if len(c.entries) > limit {
 				t.Errorf("%d entries", len(c.entries))
 			}
-			if off := math.Abs(c.distinct()/float64(heavy+light) - 1); off > 0.02 {
+			if off := math.Abs(float64(c.distinct())/float64(heavy+light) - 1); off > 0.02 {
 				t.Errorf("%v distinct, want %d", c.distinct(), heavy+light)
 			}
 			c.reset()

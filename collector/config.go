@@ -1,0 +1,24 @@
+package collector
+
+// The ways to read the socket table.
+const (
+	SourceProcfs  = "procfs"
+	SourceNetlink = "netlink"
+	// SourceAuto is netlink as long as it works, else procfs.
+	SourceAuto = "auto"
+)
+
+// Config says what to read and how much of it to name.
+type Config struct {
+	// ProcRoot is where the proc file system is mounted.
+	ProcRoot  string
+	Namespace Namespace
+	// Source is one of the constants above.
+	Source string
+	// Remotes, Destinations and Listeners are how many of each get series of
+	// their own. With 0 remotes no remote address is named.
+	Remotes, Destinations, Listeners int
+	// RemotePrefixIPv4 and RemotePrefixIPv6 fold remote addresses into blocks of
+	// so many bits; 32 and 128 leave them whole.
+	RemotePrefixIPv4, RemotePrefixIPv6 int
+}

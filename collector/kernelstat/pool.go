@@ -1,0 +1,158 @@
+package kernelstat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"math/bits"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// PortSet is a set of TCP ports.
+type PortSet [1 << 16 / 64]uint64
+
+// Add puts a port into the set.
+func (s *PortSet) Add(port uint16) { s[port/64] |= 1 << (port % 64) }
+
+// Has reports whether the set has a port.
+func (s *PortSet) Has(port uint16) bool { return s[port/64]&(1<<(port%64)) != 0 }
+
+// addRange adds the ports from low to high.
+func (s *PortSet) addRange(low, high int) {
+	const all = ^uint64(0)
+	for i := low / 64; i <= high/64; i++ {
+		s[i] |= all << max(low-64*i, 0) & (all >> max(64*i+63-high, 0))
+	}
+}
+
+// Len returns how many ports are in the set.
+func (s *PortSet) Len() int {
+	n := 0
+	for _, word := range s {
+		n += bits.OnesCount64(word)
+	}
+	return n
+}
+
+// Pool is the ephemeral pool of a network namespace: the ports that connect(2)
+// and bind(2) choose from, how long a connection in TIME_WAIT holds one, and the
+// rules by which connect takes it over. It does not change once it is read.
+type Pool struct {
+	Low, High int     // the bounds of ip_local_port_range
+	Ports     PortSet // those that are not in ip_local_reserved_ports
+	Size      int     // how many these are
+
+	TimeWait   time.Duration // how long TIME_WAIT lasts
+	ReuseMode  uint64        // tcp_tw_reuse: 0 never, 1 always, 2 on loopback only
+	Timestamps bool          // tcp_timestamps
+	ReuseDelay time.Duration // tcp_tw_reuse_delay
+}
+
+const (
+	// TimeWaitLength is how long the kernel keeps a connection in TIME_WAIT
+	// (TCP_TIMEWAIT_LEN in include/net/tcp.h). It is a constant, but for the sysctl
+	// net.ipv4.tcp_tw_timeout that some vendors' kernels have.
+	TimeWaitLength = 60 * time.Second
+	// LongestTimeWait is the most that sysctl takes.
+	LongestTimeWait = 600 * time.Second
+)
+
+// ReadPool reads the sysctls of the pool below root/sys. It returns nil without
+// an error where the kernel has no such sysctl.
+//
+// See Documentation/networking/ip-sysctl.rst.
+func ReadPool(ctx context.Context, root string) (*Pool, error) {
+	const portRange = "net.ipv4.ip_local_port_range"
+	bounds, err := ReadSysctl(ctx, root, portRange, 2)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if bounds[0] < 1 || bounds[1] > 65535 || bounds[0] > bounds[1] {
+		return nil, fmt.Errorf("%s: %d is not a low and a high port", SysctlPath(root, portRange), bounds)
+	}
+	p := &Pool{Low: int(bounds[0]), High: int(bounds[1])}
+	p.Ports.addRange(p.Low, p.High)
+	reserved, err := readReservedPorts(ctx, SysctlPath(root, "net.ipv4.ip_local_reserved_ports"))
+	if err != nil {
+		return nil, err
+	}
+	for i := range p.Ports {
+		p.Ports[i] &^= reserved[i]
+	}
+	p.Size = p.Ports.Len()
+
+	const timeWaitLength, longest = "net.ipv4.tcp_tw_timeout", uint64(LongestTimeWait / time.Second)
+	var timeWait, timestamps, delay uint64
+	for _, setting := range []struct {
+		name     string
+		value    *uint64
+		fallback uint64
+	}{
+		{timeWaitLength, &timeWait, uint64(TimeWaitLength.Seconds())}, // seconds, 1 to 600; of vendors' kernels only
+		{"net.ipv4.tcp_tw_reuse", &p.ReuseMode, 0},
+		{"net.ipv4.tcp_timestamps", &timestamps, 1},
+		{"net.ipv4.tcp_tw_reuse_delay", &delay, 1000}, // milliseconds; a constant before Linux 6.15
+	} {
+		switch values, err := ReadSysctl(ctx, root, setting.name, 1); {
+		case errors.Is(err, fs.ErrNotExist):
+			*setting.value = setting.fallback
+		case err != nil:
+			return nil, err
+		default:
+			*setting.value = values[0]
+		}
+	}
+	if timeWait < 1 || timeWait > longest {
+		return nil, fmt.Errorf("%s: %d is not a number of seconds from 1 to %d", SysctlPath(root, timeWaitLength), timeWait, longest)
+	}
+	p.TimeWait = time.Duration(timeWait) * time.Second
+	p.Timestamps = timestamps != 0
+	p.ReuseDelay = time.Duration(min(delay, math.MaxInt32)) * time.Millisecond
+	return p, nil
+}
+
+// readReservedPorts reads ip_local_reserved_ports; there are none where the kernel
+// does not know it.
+func readReservedPorts(ctx context.Context, path string) (*PortSet, error) {
+	list, err := ReadFile(ctx, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return new(PortSet), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	ports, err := parsePorts(string(list))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return ports, nil
+}
+
+// parsePorts parses a list such as "1,3,5-9"; it may be empty.
+func parsePorts(list string) (*PortSet, error) {
+	ports := new(PortSet)
+	list = strings.TrimSpace(list)
+	if list == "" {
+		return ports, nil
+	}
+	for item := range strings.SplitSeq(list, ",") {
+		from, to, isRange := strings.Cut(item, "-")
+		if !isRange {
+			to = from
+		}
+		low, err1 := strconv.ParseUint(from, 10, 16)
+		high, err2 := strconv.ParseUint(to, 10, 16)
+		if err1 != nil || err2 != nil || low > high {
+			return nil, fmt.Errorf("%.200q is neither a port nor a range of ports", item)
+		}
+		ports.addRange(int(low), int(high))
+	}
+	return ports, nil
+}

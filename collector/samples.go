@@ -1,0 +1,193 @@
+package collector
+
+import (
+	"net/netip"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tcptable"
+)
+
+// samples are those of one scrape.
+type samples struct {
+	netns string // the first label of metrics that are of a namespace
+	all   []prometheus.Metric
+}
+
+// samplesOf makes the samples of a namespace and the node.
+func samplesOf(ns *snapshot.Namespace, node *snapshot.Node) []prometheus.Metric {
+	out := samples{netns: ns.Name}
+	out.add(netnsInfo, 1, ns.Dir, string(ns.Sysctls))
+	for _, part := range ns.Parts {
+		success := 1.0
+		if part.Err != nil {
+			success = 0
+		}
+		out.add(collectorSuccess, success, part.Name)
+		out.add(collectorDuration, part.Took.Seconds(), part.Name)
+	}
+	if ns.Pool != nil {
+		out.add(timeWaitDuration, ns.Pool.TimeWait.Seconds())
+	}
+	out.addKernel(ns, node)
+	if ns.Sockets != nil {
+		out.addSockets(ns)
+	}
+	for of := range tcptable.NumTables {
+		out.add(rowsRead, float64(ns.Rows[of]), of.String())
+		out.add(malformedRows, float64(ns.MalformedRows[of]), of.String())
+	}
+	return out.all
+}
+
+func (s *samples) add(m *Metric, value float64, labels ...string) {
+	kind := prometheus.GaugeValue
+	if m.Type == "counter" {
+		kind = prometheus.CounterValue
+	}
+	if len(m.Labels) > len(labels) {
+		labels = append([]string{s.netns}, labels...)
+	}
+	s.all = append(s.all, prometheus.MustNewConstMetric(m.desc, kind, value, labels...))
+}
+
+func (s *samples) addKernel(ns *snapshot.Namespace, node *snapshot.Node) {
+	for _, m := range kernelMetrics {
+		for label, number := range m.numbers {
+			read := ns.Kernel
+			if number.OfNode() {
+				read = node.Kernel
+			}
+			value, ok := read[number]
+			switch {
+			case !ok:
+			case label == "":
+				s.add(m, float64(value)*m.unit)
+			default:
+				s.add(m, float64(value)*m.unit, label)
+			}
+		}
+	}
+}
+
+func (s *samples) addSockets(ns *snapshot.Namespace) {
+	sockets := ns.Sockets
+	s.add(sourceInfo, 1, sockets.Source)
+	for d := range snapshot.NumDirections {
+		for f := range snapshot.NumFamilies {
+			for state := range d.States() {
+				s.add(connections, float64(sockets.Connections[f][d][state]), f.String(), d.String(), state.String())
+			}
+		}
+		s.add(queueBytes, float64(sockets.Unread[d]), d.String(), "receive")
+		s.add(queueBytes, float64(sockets.Unacknowledged[d]), d.String(), "send")
+		for _, bucket := range sockets.TimeWait[d] {
+			s.add(timeWaitRemaining, float64(bucket.Connections), d.String(), strconv.Itoa(int(bucket.UpTo.Seconds())))
+		}
+	}
+	s.add(orphanConnections, float64(sockets.Orphans))
+	s.addRemotes(sockets)
+	s.addListeners(sockets)
+	s.add(destinations, float64(sockets.Destinations))
+	s.add(undercountMax, float64(sockets.Undercount.Remote), "remote")
+	s.add(undercountMax, float64(sockets.Undercount.Destination), "destination")
+	if sockets.Ports != nil && ns.Pool != nil {
+		s.addPorts(ns)
+		s.add(undercountMax, float64(sockets.Undercount.LocalIP), "local_ip")
+	}
+}
+
+func (s *samples) addRemotes(sockets *snapshot.Sockets) {
+	for d := range snapshot.NumDirections {
+		s.add(remoteIPs, float64(sockets.RemoteIPs[d]), d.String())
+		for state := range d.States() {
+			switch state {
+			case tcptable.Established, tcptable.TimeWait, tcptable.CloseWait, tcptable.SynRecv:
+				s.add(remoteTopShare, sockets.TopShare[d][state], d.String(), state.String())
+			}
+		}
+		for _, r := range sockets.Remotes {
+			s.addRemote(remoteName(r), d, &r.States[d])
+		}
+		s.addRemote(other, d, &sockets.OtherRemotes[d])
+	}
+}
+
+func (s *samples) addRemote(name string, d snapshot.Direction, states *snapshot.States) {
+	for state, rows := range states {
+		if rows > 0 {
+			s.add(remoteConnections, float64(rows), name, d.String(), tcptable.State(state).String())
+		}
+	}
+}
+
+func remoteName(r snapshot.Remote) string {
+	if r.Bits < r.IP.BitLen() {
+		return netip.PrefixFrom(r.IP, r.Bits).String()
+	}
+	return r.IP.String()
+}
+
+func (s *samples) addListeners(sockets *snapshot.Sockets) {
+	for _, l := range sockets.Listeners {
+		s.addListener(portName(l.Port), &l)
+	}
+	if l := sockets.OtherListeners; l != nil {
+		s.addListener(other, l)
+	}
+	for _, q := range sockets.AcceptQueues {
+		ip := other
+		if q.LocalIP.IsValid() {
+			ip = q.LocalIP.String()
+		}
+		port := portName(q.Port)
+		s.add(listenerSockets, float64(q.Sockets), ip, port)
+		s.add(listenerAcceptQueue, float64(q.Length), ip, port)
+		if !sockets.HasBacklogs {
+			continue
+		}
+		s.add(listenerAcceptQueueLimit, float64(q.Limit), ip, port)
+		s.add(listenerAcceptQueueFill, q.Fill, ip, port)
+		s.add(listenerFullSockets, float64(q.Full), ip, port)
+	}
+}
+
+func (s *samples) addListener(port string, l *snapshot.Listener) {
+	for state, rows := range l.States {
+		// What an alert compares with a limit is there at 0 too.
+		if state := tcptable.State(state); rows > 0 || state == tcptable.SynRecv {
+			s.add(listenerConnections, float64(rows), port, state.String())
+		}
+	}
+	for _, state := range []tcptable.State{tcptable.Established, tcptable.CloseWait} {
+		s.add(listenerUnaccepted, float64(l.Unaccepted[state]), port, state.String())
+	}
+}
+
+func (s *samples) addPorts(ns *snapshot.Namespace) {
+	pool, ports := ns.Pool, ns.Sockets.Ports
+	s.add(ephemeralPorts, float64(pool.Size))
+	s.add(ephemeralLow, float64(pool.Low))
+	s.add(ephemeralHigh, float64(pool.High))
+	s.add(ephemeralPortsUsed, float64(ports.Used))
+	s.add(ephemeralUtilisation, ports.Connect, "connect")
+	s.add(ephemeralUtilisation, ports.Bind, "bind")
+	s.add(ephemeralUtilisation, ports.BindAny, "bind_any")
+	for _, to := range ports.Destinations {
+		labels := []string{to.LocalIP.String(), to.RemoteIP.String(), portName(to.RemotePort)}
+		for state, held := range to.Held {
+			if held > 0 {
+				s.add(destinationPortsUsed, float64(held), append(labels, tcptable.State(state).String())...)
+			}
+		}
+		s.add(destinationUtilisation, to.Gone, labels...)
+	}
+	for _, l := range ports.Locals {
+		s.add(localPortsUsed, float64(l.Used), l.IP.String())
+		s.add(localUtilisation, l.Gone, l.IP.String())
+	}
+}
+
+func portName(port uint16) string { return strconv.Itoa(int(port)) }

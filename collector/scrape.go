@@ -1,0 +1,235 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/go-kit/log/level"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
+	"timewait_exporter/collector/tcptable"
+)
+
+const (
+	// smallTimeout is how long a part other than the table may take, at most half of
+	// the scrape's time but no less than minSmallTimeout. None needs a millisecond.
+	smallTimeout    = 2 * time.Second
+	minSmallTimeout = 500 * time.Millisecond
+	// shareFor is how old a round may be that a scrape shares: else what hangs
+	// would keep all else as it was.
+	shareFor = 5 * time.Second
+	// maxReading is how long a round may take if no scrape has a deadline.
+	maxReading = time.Minute
+	// early is how long before the last deadline a round ends, so that its parts
+	// can say what they were at.
+	early = 50 * time.Millisecond
+)
+
+// scraper reads a namespace and the node. Scrapes may come at the same time: they share
+// one round.
+type scraper struct {
+	cfg     Config
+	logger  log.Logger
+	hasDiag bool // sock_diag works and shows the namespace
+	kernel  []*kernelPart
+	table   table
+
+	ports, listeners, sockets hung // calls of those parts
+	diags                     spare[*tcptable.SockDiag]
+
+	mu    sync.Mutex
+	round *round // under way, nil if none is
+}
+
+// round is one set of parts, read at the same time. No part waits for another,
+// but the walk of the table for those that say how to judge a row, and for these not
+// long.
+type round struct {
+	begun time.Time
+	ends  time.Time
+	end   *time.Timer // cancels all parts
+
+	ports     *call[*kernelstat.Pool]     // nil if the sysctls are of another namespace
+	listeners *call[*tally.Listening]     // nil without sock_diag
+	kernel    []*call[kernelstat.Numbers] // one of each of scraper.kernel
+	sockets   *call[*snapshot.Sockets]
+
+	done []<-chan struct{} // of all of them
+}
+
+// isDone reports whether all parts are done.
+func (r *round) isDone() bool {
+	for _, done := range r.done {
+		select {
+		case <-done:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// read returns the round that is under way or, if there is none to share, a new
+// one. It goes on until the last deadline of those who share it, whoever of them has
+// gone: the next may want it.
+func (s *scraper) read(ctx context.Context) *round {
+	ends := time.Now().Add(maxReading)
+	if deadline, ok := ctx.Deadline(); ok {
+		ends = deadline.Add(-min(early, time.Until(deadline)/4))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.round == nil || !s.round.share(ends) {
+		s.round = s.newRound(context.WithoutCancel(ctx), ends)
+	}
+	return s.round
+}
+
+// share has the round go on until ends, and reports whether it can.
+func (r *round) share(ends time.Time) bool {
+	if r.isDone() || time.Since(r.begun) > shareFor || !r.end.Stop() {
+		return false
+	}
+	if ends.After(r.ends) {
+		r.ends = ends
+	}
+	r.end.Reset(time.Until(r.ends))
+	return true
+}
+
+func (s *scraper) newRound(ctx context.Context, ends time.Time) *round {
+	ctx, cancel := context.WithCancelCause(ctx)
+	r := &round{begun: time.Now(), ends: ends}
+	left := time.Until(ends)
+	r.end = time.AfterFunc(left, func() { cancel(context.DeadlineExceeded) })
+	small := min(smallTimeout, max(minSmallTimeout, left/2))
+
+	if s.cfg.Namespace.OwnSysctls {
+		r.ports = begin(ctx, small, &s.ports, s.readPool)
+		r.done = append(r.done, r.ports.done)
+	}
+	if s.hasDiag {
+		r.listeners = begin(ctx, small, &s.listeners, s.readListening)
+		r.done = append(r.done, r.listeners.done)
+	}
+	for _, p := range s.kernel {
+		part := begin(ctx, small, &p.hung, p.read)
+		r.kernel = append(r.kernel, part)
+		r.done = append(r.done, part.done)
+	}
+	r.sockets = begin(ctx, maxReading, &s.sockets, func(ctx context.Context) (*snapshot.Sockets, error) {
+		return s.table.walk(ctx, r.ports.result(), r.listeners.result())
+	})
+	r.done = append(r.done, r.sockets.done)
+	go func() {
+		for _, done := range r.done {
+			<-done
+		}
+		r.end.Stop()
+		cancel(nil)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.round == r {
+			s.round = nil // what it has read is of no more use
+		}
+	}()
+	return r
+}
+
+// kernelPart is a file of numbers of the kernel, or the sysctls, of which each is read
+// and left out by itself.
+type kernelPart struct {
+	name string // its collector label
+	read func(context.Context) (kernelstat.Numbers, error)
+	hung hung
+}
+
+// kernelParts are those that have the numbers of kernelMetrics.
+func kernelParts(cfg Config) []*kernelPart {
+	of := make(map[string][]kernelstat.Number)
+	for _, m := range kernelMetrics {
+		for _, n := range m.numbers {
+			of[n.Part()] = append(of[n.Part()], n)
+		}
+	}
+	if !cfg.Namespace.OwnSysctls {
+		delete(of, "sysctls")
+	}
+	var parts []*kernelPart
+	for _, name := range slices.Sorted(maps.Keys(of)) {
+		parts = append(parts, &kernelPart{name: name, read: func(ctx context.Context) (kernelstat.Numbers, error) {
+			return kernelstat.Read(ctx, cfg.ProcRoot, cfg.Namespace.Dir, of[name])
+		}})
+	}
+	return parts
+}
+
+// scrape returns what a round says, as far as it is done when ctx is.
+func (s *scraper) scrape(ctx context.Context) (*snapshot.Namespace, *snapshot.Node) {
+	r := s.read(ctx)
+	node := &snapshot.Node{Kernel: make(kernelstat.Numbers)}
+	ns := &snapshot.Namespace{Name: s.cfg.Namespace.Name, Dir: s.cfg.Namespace.Dir, Sysctls: snapshot.SysctlsOther, Kernel: make(kernelstat.Numbers)}
+	if r.ports != nil {
+		ns.Sysctls = snapshot.SysctlsSame
+		if ns.Pool = await(ctx, s, ns, "ports", r.ports); ns.Pool == nil {
+			ns.Sysctls = snapshot.SysctlsNone
+		}
+	}
+	if r.listeners != nil {
+		await(ctx, s, ns, "listeners", r.listeners)
+	}
+	for i, part := range s.kernel {
+		for n, value := range await(ctx, s, ns, part.name, r.kernel[i]) {
+			if n.OfNode() {
+				node.Kernel[n] = value
+			} else {
+				ns.Kernel[n] = value
+			}
+		}
+	}
+	ns.Sockets = await(ctx, s, ns, "sockets", r.sockets)
+	for of := range tcptable.NumTables {
+		ns.Rows[of], ns.MalformedRows[of] = s.table.rows[of].Load(), s.table.malformed[of].Load()
+	}
+	return ns, node
+}
+
+// await waits for a part and returns what was read, with how that went in ns. What went
+// wrong is logged once, however many scrapes share it.
+func await[T any](ctx context.Context, s *scraper, ns *snapshot.Namespace, name string, part *call[T]) T {
+	value, took, err := part.wait(ctx)
+	ns.Parts = append(ns.Parts, snapshot.Part{Name: name, Took: took, Err: err})
+	if err == nil {
+		return value
+	}
+	at := level.Error
+	if errors.Is(err, context.Canceled) { // whoever asked has gone: nothing is wrong here
+		at = level.Debug
+	}
+	tell := func() {
+		at(s.logger).Log("msg", "reading failed, its metrics are left out of this scrape", "collector", name, "netns", ns.Name, "err", err)
+	}
+	if ctx.Err() == nil {
+		part.logged.Do(tell)
+	} else {
+		tell()
+	}
+	return value
+}
+
+func (s *scraper) readPool(ctx context.Context) (*kernelstat.Pool, error) {
+	return kernelstat.ReadPool(ctx, s.cfg.ProcRoot)
+}
+
+func (s *scraper) readListening(ctx context.Context) (*tally.Listening, error) {
+	diag := s.diags.take(tcptable.NewSockDiag)
+	defer s.diags.put(diag)
+	return tally.CountListening(diag.Listeners(ctx))
+}

@@ -1,0 +1,108 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/go-kit/log/level"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
+	"timewait_exporter/collector/tcptable"
+)
+
+const (
+	// locals is how many local IPs are told one by one.
+	locals = 20
+	// netlinkPause is how long SourceAuto reads procfs after netlink has failed.
+	netlinkPause = time.Minute
+)
+
+// table is the table of sockets, read from one source or the other. It may be walked by
+// several at the same time.
+type table struct {
+	cfg        Config
+	logger     log.Logger
+	useNetlink bool // it is a source of the table
+
+	netlinkAfter    atomic.Int64 // when SourceAuto tries netlink again, in ns of Unix time
+	walkers         spare[*walker]
+	rows, malformed [tcptable.NumTables]atomic.Uint64 // since the beginning
+}
+
+// walker walks the table. It is not for concurrent use, and keeps its memory.
+type walker struct {
+	tally           *tally.Tally
+	procfs, netlink tcptable.Source // netlink is nil if it is not to be used
+}
+
+func (t *table) newWalker() *walker {
+	w := &walker{
+		tally:  tally.New(t.cfg.RemotePrefixIPv4, t.cfg.RemotePrefixIPv6),
+		procfs: tcptable.NewProcNet(t.cfg.Namespace.Dir),
+	}
+	if t.useNetlink {
+		w.netlink = tcptable.NewSockDiag()
+	}
+	return w
+}
+
+// walk reads the socket table and counts it. A netlink that fails is tried once
+// more before the walk fails or, with SourceAuto, procfs is read instead; and procfs
+// once more if it had far fewer rows than the kernel counts.
+func (t *table) walk(ctx context.Context, p *kernelstat.Pool, l *tally.Listening) (*snapshot.Sockets, error) {
+	w := t.walkers.take(t.newWalker)
+	defer t.walkers.put(w)
+	type attempt struct {
+		name   string
+		source tcptable.Source
+	}
+	attempts := []attempt{{SourceProcfs, w.procfs}}
+	if t.useNetlink && time.Now().UnixNano() > t.netlinkAfter.Load() {
+		attempts = []attempt{{SourceNetlink, w.netlink}, {SourceNetlink, w.netlink}}
+		if t.cfg.Source == SourceAuto {
+			attempts = append(attempts, attempt{SourceProcfs, w.procfs})
+		}
+	}
+	for i, a := range attempts {
+		err := t.count(ctx, w.tally, a.source, p, l)
+		if _, short := errors.AsType[*tcptable.ShortError](err); short && a.name == SourceProcfs && ctx.Err() == nil {
+			err = t.count(ctx, w.tally, a.source, p, l) // a table that changes fast may be whole all the same
+		}
+		if err == nil {
+			if a.name == SourceNetlink && t.netlinkAfter.Swap(0) != 0 {
+				level.Info(t.logger).Log("msg", "reading the socket table again", "source", a.name)
+			}
+			sockets := w.tally.Snapshot(tally.Limits{
+				Remotes: t.cfg.Remotes, Destinations: t.cfg.Destinations, Listeners: t.cfg.Listeners, Locals: locals,
+			})
+			sockets.Source = a.name
+			return sockets, nil
+		}
+		if i == len(attempts)-1 || ctx.Err() != nil {
+			return nil, err
+		}
+		next := attempts[i+1].name
+		level.Warn(t.logger).Log("msg", "reading the socket table failed, trying again", "source", a.name, "next", next, "err", err)
+		if next != a.name {
+			t.netlinkAfter.Store(time.Now().Add(netlinkPause).UnixNano())
+		}
+	}
+	return nil, errors.New("no source")
+}
+
+// count walks the table once, and counts what was read of it.
+func (t *table) count(ctx context.Context, counted *tally.Tally, source tcptable.Source, p *kernelstat.Pool, l *tally.Listening) error {
+	err := counted.Count(source.Sockets(ctx), p, l)
+	for of, rows := range counted.Rows() {
+		t.rows[of].Add(rows)
+	}
+	if row, ok := errors.AsType[*tcptable.RowError](err); ok {
+		t.malformed[row.Table].Add(1)
+	}
+	return err
+}

@@ -1,0 +1,99 @@
+package tally
+
+import (
+	"iter"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tcptable"
+)
+
+// MaxEndpoints is how many endpoints of listeners are told apart.
+const MaxEndpoints = 1 << 14
+
+// acceptQueue is one whose place its key tells.
+type acceptQueue snapshot.AcceptQueue
+
+// add counts a LISTEN row. A queue is full when it is longer than the backlog
+// (sk_acceptq_is_full in include/net/sock.h); it is much longer where a second
+// listen(2) asked for less.
+func (q *acceptQueue) add(s *tcptable.Socket) {
+	length, room := uint64(s.RxQueue), uint64(s.Backlog)+1
+	one := acceptQueue{Sockets: 1, Length: length, Limit: uint64(s.Backlog), Fill: min(1, float64(length)/float64(room))}
+	if length >= room {
+		one.Full = 1
+	}
+	q.merge(&one)
+}
+
+func (q *acceptQueue) merge(other *acceptQueue) {
+	q.Sockets += other.Sockets
+	q.Length += other.Length
+	q.Limit += other.Limit
+	q.Fill = max(q.Fill, other.Fill)
+	q.Full += other.Full
+}
+
+// acceptQueues are those of all listeners.
+type acceptQueues struct {
+	endpoints map[tcptable.Endpoint]acceptQueue // at most MaxEndpoints
+	others    map[uint16]acceptQueue            // by port, those of all further endpoints
+}
+
+func newAcceptQueues() *acceptQueues {
+	return &acceptQueues{endpoints: make(map[tcptable.Endpoint]acceptQueue), others: make(map[uint16]acceptQueue)}
+}
+
+func (a *acceptQueues) reset() {
+	clear(a.endpoints)
+	clear(a.others)
+}
+
+// add counts a LISTEN row.
+func (a *acceptQueues) add(s *tcptable.Socket) {
+	q, known := a.endpoints[s.Local]
+	if !known && len(a.endpoints) == MaxEndpoints {
+		q = a.others[s.Local.Port]
+		q.add(s)
+		a.others[s.Local.Port] = q
+		return
+	}
+	q.add(s)
+	a.endpoints[s.Local] = q
+}
+
+// Listening is what sock_diag tells of listeners and /proc does not: lengths and limits
+// of one moment, and who takes no IPv4. It does not change once it is made.
+type Listening struct {
+	queues *acceptQueues
+	v6Only kernelstat.PortSet // whose listeners on :: take no IPv4
+}
+
+// CountListening counts the LISTEN rows of a dump.
+func CountListening(rows iter.Seq2[tcptable.Socket, error]) (*Listening, error) {
+	l := &Listening{queues: newAcceptQueues()}
+	var dualStack kernelstat.PortSet // SO_REUSEPORT allows both on one port
+	for s, err := range rows {
+		if err != nil {
+			return nil, err
+		}
+		l.queues.add(&s)
+		switch {
+		case s.Local.Addr != anyAddr(snapshot.IPv6):
+		case s.V6Only:
+			l.v6Only.Add(s.Local.Port)
+		default:
+			dualStack.Add(s.Local.Port)
+		}
+	}
+	for i, ports := range dualStack {
+		l.v6Only[i] &^= ports
+	}
+	return l, nil
+}
+
+// listenerPort is a listener, whose port its key tells.
+type listenerPort struct {
+	snapshot.Listener
+	rows uint64
+}

@@ -1,0 +1,316 @@
+// Package tally counts the rows of the table of TCP sockets: by state, remote,
+// destination, listener and port, in bounded memory and without an allocation per row.
+package tally
+
+import (
+	"iter"
+	"time"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tcptable"
+)
+
+// MaxRemotes is how many remotes of a direction are told apart. Beyond, see counts.
+const MaxRemotes = 1 << 17
+
+// Tally counts the rows of one walk. It holds no row. It is not for concurrent
+// use; its memory is used again by the next Count.
+type Tally struct {
+	pool         *kernelstat.Pool          // nil where it is not known
+	dump         *Listening                // nil where sock_diag tells nothing
+	prefix       [snapshot.NumFamilies]int // bits of a remote address that count
+	wholeRemotes bool                      // all of them count
+
+	rows        [tcptable.NumTables]uint64
+	connections [snapshot.NumFamilies][snapshot.NumDirections]snapshot.States
+	received    [snapshot.NumDirections]uint64 // bytes in the receive queues
+	unsent      [snapshot.NumDirections]uint64 // bytes in the send queues
+	orphans     uint64
+	timeWait    [snapshot.NumDirections]timeWaits
+
+	remotes      [snapshot.NumDirections]*counts[tcptable.Addr]
+	destinations *counts[destination]
+	devices      devices
+
+	listeners     [tcptable.NumTables]listeners
+	listenerPorts map[uint16]*listenerPort
+	queues        *acceptQueues
+
+	heldPorts kernelstat.PortSet // of the pool, held whatever the destination: by LISTEN and Bound rows
+	locals    localPorts
+}
+
+// listeners are the LISTEN rows of one table.
+type listeners struct {
+	ports    kernelstat.PortSet             // on any address
+	wildcard kernelstat.PortSet             // on all addresses, or on some that bound has no room for
+	bound    map[tcptable.Endpoint]struct{} // at most MaxEndpoints
+}
+
+// timeWaitBounds are the upper bounds of the buckets for the time that connections
+// in TIME_WAIT have left.
+var timeWaitBounds = [...]time.Duration{
+	1 * time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second,
+	30 * time.Second, 40 * time.Second, 50 * time.Second, 60 * time.Second,
+}
+
+// timeWaits counts connections in TIME_WAIT by bucket; the last one has what is
+// above all bounds.
+type timeWaits [len(timeWaitBounds) + 1]uint64
+
+func (w *timeWaits) add(left time.Duration) {
+	i := 0
+	for i < len(timeWaitBounds) && left > timeWaitBounds[i] {
+		i++
+	}
+	w[i]++
+}
+
+// New returns an empty tally that counts remote addresses by prefixes of so
+// many bits.
+func New(prefixIPv4, prefixIPv6 int) *Tally {
+	t := &Tally{
+		prefix:        [snapshot.NumFamilies]int{snapshot.IPv4: prefixIPv4, snapshot.IPv6: prefixIPv6},
+		wholeRemotes:  prefixIPv4 == 32 && prefixIPv6 == 128,
+		destinations:  newCounts[destination](MaxDestinations),
+		listenerPorts: make(map[uint16]*listenerPort),
+		queues:        newAcceptQueues(),
+	}
+	t.destinations.gaveWay = t.addRemote
+	t.devices = newDevices(t.destinations)
+	for d := range t.remotes {
+		t.remotes[d] = newCounts[tcptable.Addr](MaxRemotes)
+	}
+	for i := range t.listeners {
+		t.listeners[i].bound = make(map[tcptable.Endpoint]struct{})
+	}
+	return t
+}
+
+// Count counts one walk of the table; what was counted before is forgotten. Rows are
+// judged by the pool and the dump of listeners, either of which may be nil. After an
+// error there is nothing to be had but Rows: half a table would look like a quiet
+// machine.
+func (t *Tally) Count(rows iter.Seq2[tcptable.Socket, error], p *kernelstat.Pool, l *Listening) error {
+	t.reset(p, l)
+	for s, err := range rows {
+		if err != nil {
+			return err
+		}
+		t.add(&s)
+	}
+	t.finish()
+	return nil
+}
+
+// Rows returns how many rows of each table the last Count read.
+func (t *Tally) Rows() [tcptable.NumTables]uint64 { return t.rows }
+
+// reset forgets all rows; the next ones are judged by p and l.
+func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
+	if p != nil {
+		t.locals.reset(p.Low, p.High)
+	}
+	clear(t.listenerPorts)
+	t.queues.reset()
+	for i := range t.listeners {
+		clear(t.listeners[i].bound)
+	}
+	for _, remotes := range t.remotes {
+		remotes.reset()
+	}
+	t.destinations.reset()
+	t.devices.reset()
+	*t = Tally{
+		pool: p, dump: l, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, destinations: t.destinations, devices: t.devices,
+		listenerPorts: t.listenerPorts, queues: t.queues, locals: t.locals,
+		listeners: [tcptable.NumTables]listeners{{bound: t.listeners[tcptable.TCP].bound}, {bound: t.listeners[tcptable.TCP6].bound}},
+	}
+}
+
+// add counts a row. LISTEN and Bound rows have to come before the others, and
+// finish after the last.
+func (t *Tally) add(s *tcptable.Socket) {
+	t.rows[s.Table]++
+	family := familyOf(s.Local.Addr)
+	if s.Kind == tcptable.Bound {
+		t.holdForAll(s)
+		return
+	}
+	if s.State == tcptable.Listen {
+		t.connections[family][snapshot.Inbound][tcptable.Listen]++
+		t.addListener(s)
+		return
+	}
+	dir := t.directionOf(s)
+	t.connections[family][dir][s.State]++
+	t.received[dir] += uint64(s.RxQueue)
+	t.unsent[dir] += uint64(s.TxQueue)
+	if s.State == tcptable.TimeWait {
+		t.timeWait[dir].add(s.TimerLeft)
+	}
+
+	ownerless := s.Kind == tcptable.Full && s.Inode == 0
+	waiting := dir == snapshot.Inbound &&
+		(s.State == tcptable.Established || s.State == tcptable.CloseWait || s.State == tcptable.SynRecv)
+	if ownerless && !waiting {
+		t.orphans++
+	}
+
+	pooled := t.pool != nil && t.pool.Ports.Has(s.Local.Port)
+	if pooled {
+		t.locals.hold(&s.Local)
+	}
+	if dir == snapshot.Inbound {
+		key := t.remoteKey(s.Remote.Addr)
+		t.remotes[snapshot.Inbound].add(&key, uint8(s.State), 1)
+		l := t.listenerPort(s.Local.Port)
+		l.States[s.State]++
+		l.rows++
+		if ownerless && waiting && s.State != tcptable.SynRecv {
+			l.Unaccepted[s.State]++
+		}
+		return
+	}
+	label := uint8(s.State)
+	to := destination{s.Local.Addr, s.Remote.Addr, s.Remote.Port}
+	switch {
+	case !pooled:
+		t.destinations.addLight(&to, label|unpooled)
+		return
+	case t.heldPorts.Has(s.Local.Port):
+		label |= heldForAll
+	case reuses(t.pool, s):
+		label |= reusable
+	}
+	row := t.devices.place(t.rows[tcptable.TCP] + t.rows[tcptable.TCP6])
+	row.device, row.localPort, row.label = s.Device, s.Local.Port, label
+	if s.Device != 0 {
+		label |= onDevice
+	}
+	row.destination = t.destinations.add(&to, label, 1).hash
+	if s.Device|t.devices.near != 0 {
+		t.devices.compare(&to, row)
+	}
+}
+
+// finish ends the walk.
+func (t *Tally) finish() {
+	for i := range t.destinations.entries {
+		t.addRemote(&t.destinations.entries[i])
+	}
+	t.devices.findWorst()
+}
+
+// addRemote counts what a destination has for its remote, so that an outbound row
+// costs one look-up and not two.
+func (t *Tally) addRemote(e *entry[destination]) {
+	key := t.remoteKey(e.key.remote)
+	for label, rows := range t.destinations.labels(e) {
+		t.remotes[snapshot.Outbound].add(&key, label&stateBits, rows)
+	}
+}
+
+func (t *Tally) addListener(s *tcptable.Socket) {
+	l := &t.listeners[s.Table]
+	port := s.Local.Port
+	l.ports.Add(port)
+	switch _, known := l.bound[s.Local]; {
+	case known:
+	case s.Local.Addr.IP().IsUnspecified() || len(l.bound) == MaxEndpoints:
+		l.wildcard.Add(port)
+	default:
+		l.bound[s.Local] = struct{}{}
+	}
+	t.listenerPort(port)
+	t.queues.add(s)
+	t.holdForAll(s)
+}
+
+// holdForAll notes that connect can use the port for no destination. A dual-stack
+// socket on :: takes it on all IPv4 addresses too (ipv6_rcv_saddr_equal in
+// net/ipv6/inet6_hashtables.c).
+func (t *Tally) holdForAll(s *tcptable.Socket) {
+	port := s.Local.Port
+	if t.pool == nil || !t.pool.Ports.Has(port) {
+		return
+	}
+	t.heldPorts.Add(port)
+	t.locals.hold(&s.Local)
+	if s.Local.Addr == anyAddr(snapshot.IPv6) && !s.V6Only && !(s.State == tcptable.Listen && t.dump != nil && t.dump.v6Only.Has(port)) {
+		t.locals.hold(&tcptable.Endpoint{Addr: anyAddr(snapshot.IPv4), Port: port})
+	}
+}
+
+// directionOf tells who connected to whom: a connection of a listener's port came
+// in, unless it is only just sending its SYN. A listener takes connections of its
+// own table only.
+//
+// What TPROXY hands to a listener keeps the address and port the client asked for,
+// and has the listener's IP_TRANSPARENT. A transparent proxy's own connections have
+// it as well, but a port of the pool, unless the proxy chose the client's.
+func (t *Tally) directionOf(s *tcptable.Socket) snapshot.Direction {
+	l := &t.listeners[s.Table]
+	port := s.Local.Port
+	switch {
+	case s.State == tcptable.SynRecv:
+		return snapshot.Inbound
+	case s.State == tcptable.SynSent:
+		return snapshot.Outbound
+	case s.Transparent && t.pool != nil && !t.pool.Ports.Has(port):
+		return snapshot.Inbound
+	case !l.ports.Has(port):
+		return snapshot.Outbound
+	case l.wildcard.Has(port):
+		return snapshot.Inbound
+	}
+	if _, ok := l.bound[s.Local]; ok {
+		return snapshot.Inbound
+	}
+	return snapshot.Outbound
+}
+
+func (t *Tally) listenerPort(port uint16) *listenerPort {
+	l := t.listenerPorts[port]
+	if l == nil {
+		l = new(listenerPort)
+		t.listenerPorts[port] = l
+	}
+	return l
+}
+
+// reuses reports whether connect(2) may take the port of s over right now for
+// a connection between the same ends, as tcp_twsk_unique in net/ipv4/tcp_ipv4.c
+// decides. Whether timestamps were on when s was connected is not in the table,
+// so the sysctl of today stands for it; nor is whether s was bound to the
+// loopback device.
+func reuses(p *kernelstat.Pool, s *tcptable.Socket) bool {
+	if s.State != tcptable.TimeWait || !p.Timestamps {
+		return false
+	}
+	switch p.ReuseMode {
+	case 1:
+	case 2:
+		if !s.Local.Addr.IP().IsLoopback() && !s.Remote.Addr.IP().IsLoopback() {
+			return false
+		}
+	default:
+		return false
+	}
+	// The age is below 0 where TIME_WAIT lasted longer when s came into it.
+	return p.TimeWait-s.TimerLeft > p.ReuseDelay
+}
+
+// remoteKey returns the address, or the block it is counted under.
+func (t *Tally) remoteKey(remote tcptable.Addr) tcptable.Addr {
+	if t.wholeRemotes {
+		return remote
+	}
+	ip, bits := remote.IP(), t.prefix[familyOf(remote)]
+	if bits == ip.BitLen() {
+		return remote
+	}
+	block, _ := ip.Prefix(bits) // fails only with more bits than the address has
+	return block.Addr().As16()
+}

@@ -1,0 +1,330 @@
+package tally
+
+import (
+	"bytes"
+	"cmp"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tcptable"
+)
+
+// Limits are how many of each a snapshot has one by one: the largest. What is equal is in
+// order of address and port, so that equal ones don't take turns.
+type Limits struct {
+	Remotes, Destinations, Listeners, Locals int
+}
+
+// queuesPerPort is how many local IPs of a listening port have queues of their own.
+const queuesPerPort = 20
+
+// Snapshot returns what the last Count counted.
+func (t *Tally) Snapshot(n Limits) *snapshot.Sockets {
+	out := &snapshot.Sockets{
+		Connections:    t.connections,
+		Unread:         t.received,
+		Unacknowledged: t.unsent,
+		Orphans:        t.orphans,
+		TimeWait:       t.buckets(),
+		Destinations:   t.destinations.distinct(),
+		Undercount: snapshot.Undercount{
+			Remote:      uint64(max(t.remotes[snapshot.Inbound].shortfall, t.remotes[snapshot.Outbound].shortfall)),
+			Destination: uint64(max(t.destinations.shortfall, t.devices.counts.shortfall)),
+			LocalIP:     t.locals.missed,
+		},
+	}
+	t.nameRemotes(out, n.Remotes)
+	t.nameListeners(out, n.Listeners)
+	if t.pool != nil {
+		out.Ports = t.ports(n)
+	}
+	return out
+}
+
+// largest returns the n elements of seq that come first by compare, in order.
+func largest[T any](seq iter.Seq[T], n int, compare func(a, b T) int) []T {
+	top := ranking[T]{n: n, compare: compare}
+	for element := range seq {
+		top.add(element)
+	}
+	return top.elements
+}
+
+// ranking keeps the n elements that come first by compare, in order.
+type ranking[T any] struct {
+	n        int
+	compare  func(a, b T) int
+	elements []T
+}
+
+func (r *ranking[T]) add(element T) {
+	if len(r.elements) == r.n && (r.n == 0 || r.compare(element, r.elements[r.n-1]) >= 0) {
+		return
+	}
+	at, _ := slices.BinarySearchFunc(r.elements, element, r.compare)
+	if len(r.elements) == r.n {
+		r.elements = r.elements[:r.n-1]
+	}
+	r.elements = slices.Insert(r.elements, at, element)
+}
+
+// buckets has one above the kernel's own 60 s only where TIME_WAIT lasts longer: where
+// a sysctl says so, or said so when a connection came into it.
+func (t *Tally) buckets() (all [snapshot.NumDirections][]snapshot.Bucket) {
+	above := len(timeWaitBounds)
+	longer := t.pool != nil && t.pool.TimeWait > kernelstat.TimeWaitLength
+	for _, w := range t.timeWait {
+		longer = longer || w[above] > 0
+	}
+	for d, w := range t.timeWait {
+		for i, bound := range timeWaitBounds {
+			all[d] = append(all[d], snapshot.Bucket{UpTo: bound, Connections: w[i]})
+		}
+		if longer {
+			all[d] = append(all[d], snapshot.Bucket{UpTo: kernelstat.LongestTimeWait, Connections: w[above]})
+		}
+	}
+	return all
+}
+
+// heldRemote is a remote IP, or block, with its entries in both directions; one of
+// them may be nil.
+type heldRemote struct {
+	key     tcptable.Addr
+	entries [snapshot.NumDirections]*entry[tcptable.Addr]
+	rows    uint64
+}
+
+func byRows(a, b heldRemote) int {
+	return cmp.Or(cmp.Compare(b.rows, a.rows), bytes.Compare(a.key[:], b.key[:]))
+}
+
+func (t *Tally) allRemotes() iter.Seq[heldRemote] {
+	return func(yield func(heldRemote) bool) {
+		for d := range snapshot.NumDirections {
+			for i := range t.remotes[d].entries {
+				e := &t.remotes[d].entries[i]
+				r := heldRemote{key: e.key, rows: uint64(e.rows)}
+				r.entries[d] = e
+				if opposite := t.remotes[1-d].lookup(&e.key); opposite != nil {
+					if d == snapshot.Outbound {
+						continue // seen as inbound
+					}
+					r.entries[1-d] = opposite
+					r.rows += uint64(opposite.rows)
+				}
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (t *Tally) nameRemotes(out *snapshot.Sockets, n int) {
+	rest := &out.OtherRemotes
+	for d := range snapshot.NumDirections {
+		for f := range snapshot.NumFamilies {
+			for s := range d.States() {
+				rest[d][s] += t.connections[f][d][s]
+			}
+		}
+		rest[d][tcptable.Listen] = 0
+
+		out.RemoteIPs[d] = t.remotes[d].distinct()
+		for s, most := range t.mostOfOne(d) {
+			out.TopShare[d][s] = ratio(most, rest[d][s])
+		}
+	}
+	for _, r := range largest(t.allRemotes(), n, byRows) {
+		named := snapshot.Remote{IP: r.key.IP(), Bits: t.prefix[familyOf(r.key)]}
+		for d, e := range r.entries {
+			if e == nil {
+				continue
+			}
+			for state, rows := range t.remotes[d].labels(e) {
+				rest[d][state] -= uint64(rows)
+				named.States[d][state] = uint64(rows)
+			}
+		}
+		out.Remotes = append(out.Remotes, named)
+	}
+}
+
+// mostOfOne returns, by state, the connections of the remote with most of them.
+func (t *Tally) mostOfOne(d snapshot.Direction) (most snapshot.States) {
+	remotes := t.remotes[d]
+	for i := range remotes.entries {
+		for state, rows := range remotes.labels(&remotes.entries[i]) {
+			most[state] = max(most[state], uint64(rows))
+		}
+	}
+	return most
+}
+
+// nameListeners names the ports with most connections. The queues are theirs, whatever
+// is in them: a series must not come and go with what it counts.
+func (t *Tally) nameListeners(out *snapshot.Sockets, n int) {
+	var named kernelstat.PortSet
+	for _, port := range largest(maps.Keys(t.listenerPorts), n, func(a, b uint16) int {
+		return cmp.Or(cmp.Compare(t.listenerPorts[b].rows, t.listenerPorts[a].rows), cmp.Compare(a, b))
+	}) {
+		named.Add(port)
+		l := t.listenerPorts[port].Listener
+		l.Port = port
+		out.Listeners = append(out.Listeners, l)
+	}
+	if named.Len() < len(t.listenerPorts) {
+		rest := new(snapshot.Listener)
+		for port, l := range t.listenerPorts {
+			if named.Has(port) {
+				continue
+			}
+			for s := range l.States {
+				rest.States[s] += l.States[s]
+				rest.Unaccepted[s] += l.Unaccepted[s]
+			}
+		}
+		out.OtherListeners = rest
+	}
+	queues := t.queues
+	if t.dump != nil {
+		queues, out.HasBacklogs = t.dump.queues, true
+	}
+	out.AcceptQueues = queues.of(&named)
+}
+
+// of returns the queues of the ports that are named: each local IP of a port up to
+// queuesPerPort in order of address, and what the rest have together.
+func (a *acceptQueues) of(named *kernelstat.PortSet) (all []snapshot.AcceptQueue) {
+	var endpoints []tcptable.Endpoint
+	for e := range a.endpoints {
+		if named.Has(e.Port) {
+			endpoints = append(endpoints, e)
+		}
+	}
+	slices.SortFunc(endpoints, func(a, b tcptable.Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), bytes.Compare(a.Addr[:], b.Addr[:]))
+	})
+	rest := maps.Clone(a.others)
+	var before int // of the port
+	for i, e := range endpoints {
+		if i == 0 || e.Port != endpoints[i-1].Port {
+			before = 0
+		}
+		q := a.endpoints[e]
+		if before++; before <= queuesPerPort {
+			all = append(all, q.at(e.Addr.IP(), e.Port))
+			continue
+		}
+		sum := rest[e.Port]
+		sum.merge(&q)
+		rest[e.Port] = sum
+	}
+	for port, q := range rest {
+		if named.Has(port) {
+			all = append(all, q.at(netip.Addr{}, port))
+		}
+	}
+	return all
+}
+
+func (q *acceptQueue) at(ip netip.Addr, port uint16) snapshot.AcceptQueue {
+	named := snapshot.AcceptQueue(*q)
+	named.LocalIP, named.Port = ip, port
+	return named
+}
+
+// worstDestinations returns the n destinations to name, the worst one first. A
+// quarter of the places is for those that hold most ports, whether connect may take
+// them over or not: where it then doesn't (tcp_tw_reuse, and a peer without
+// timestamps) they are the ones that nothing can be connected to.
+func (t *Tally) worstDestinations(n int) []heldDestination {
+	blocked := ranking[heldDestination]{n: n - (n+2)/4, compare: byBlocked}
+	held := ranking[heldDestination]{n: n, compare: byHeld}
+	for d := range t.devices.all() {
+		blocked.add(d)
+		held.add(d)
+	}
+	worst := blocked.elements
+	named := make(map[*entry[destination]]bool, n)
+	for _, d := range worst {
+		named[d.entry] = true
+	}
+	for _, d := range held.elements {
+		if len(worst) < n && !named[d.entry] {
+			worst = append(worst, d)
+		}
+	}
+	return worst
+}
+
+func (t *Tally) ports(n Limits) *snapshot.Ports {
+	used := t.locals.total()
+	out := &snapshot.Ports{Used: used, BindAny: t.share(uint64(used))}
+
+	// A port is counted toward a destination or as a listener's, never as both:
+	// the labels keep them apart. A destination nobody talks to yet still lacks
+	// the listeners' ports.
+	forAll := uint64(t.heldPorts.Len())
+	var blocked uint64
+	for i, d := range t.worstDestinations(max(n.Destinations, 1)) {
+		blocked = max(blocked, d.blocked)
+		if i < n.Destinations {
+			out.Destinations = append(out.Destinations, t.destination(d, forAll))
+		}
+	}
+	out.Connect = t.share(blocked + forAll)
+
+	most := 0
+	for f := range snapshot.NumFamilies {
+		shared := t.locals.shared(f)
+		most = max(most, unionLen(shared, shared))
+	}
+	out.Locals = largest(t.locals.all(), n.Locals, func(a, b snapshot.Local) int {
+		return cmp.Or(cmp.Compare(b.Used, a.Used), a.IP.Compare(b.IP))
+	})
+	for i := range out.Locals {
+		l := &out.Locals[i]
+		l.Gone = t.share(uint64(l.Used))
+		most = max(most, l.Used)
+	}
+	out.Bind = t.share(uint64(most))
+	return out
+}
+
+func (t *Tally) destination(d heldDestination, forAll uint64) snapshot.Destination {
+	to := snapshot.Destination{
+		LocalIP: d.key.local.IP(), RemoteIP: d.key.remote.IP(), RemotePort: d.key.port,
+		Gone: t.share(d.blocked + forAll),
+	}
+	var held [tcptable.NumStates]int
+	for label, n := range t.devices.ports(d.entry, d.on) {
+		held[label&stateBits] += n
+	}
+	for state, n := range held {
+		to.Held[state] = uint64(max(n, 0))
+	}
+	return to
+}
+
+// share returns the share of the pool that so many ports are. Of an empty pool every
+// call fails. Ports that are held once on each of several devices, which /proc does not
+// show, may count as more than there are.
+func (t *Tally) share(ports uint64) float64 {
+	if t.pool.Size == 0 {
+		return 1
+	}
+	return min(ratio(ports, uint64(t.pool.Size)), 1)
+}
+
+func ratio(part, whole uint64) float64 {
+	if whole == 0 {
+		return 0
+	}
+	return float64(part) / float64(whole)
+}
