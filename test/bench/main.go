@@ -46,25 +46,11 @@ func main() {
 	}
 }
 
-// run dispatches on the part that this process plays. Without a name of one it is the program that
-// the user started; the others it starts itself.
+// run is the program that the user started, or, as "measure", the part of it in a network namespace of its own.
 func run(ctx context.Context, args []string) error {
 	part, rest := "", args
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		part, rest = args[0], args[1:]
-	}
-	switch part {
-	case "walk":
-		return serveWalks(os.Stdin, os.Stdout, rest[0])
-	case "hold", "churn":
-		n, err := parseCounts(rest[0])
-		if err != nil {
-			return err
-		}
-		if part == "hold" {
-			return serveHold(os.Stdin, os.Stdout, n[0], n[1], n[2])
-		}
-		return serveChurn(os.Stdin, os.Stdout, n[0], n[1], n[2])
 	}
 	o, err := parseOptions(rest)
 	if err != nil {

@@ -1,66 +1,62 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 )
 
 // scrapeTimeout is Prometheus's default: who takes longer has no answer.
 const scrapeTimeout = 10 * time.Second
 
-// An entry is one contender's line in the tables.
-type entry struct {
-	name       string
-	does       string // what is measured, for the legend
-	reads      contender
-	failed     error     // why it is not measured (any more)
-	quiet      []reading // one a round
-	churned    []reading // one a round that it finished
-	unfinished int       // rounds under churn that it did not
+// A contender is one line of the tables.
+type contender struct {
+	name   string
+	does   string // what is measured, for the legend
+	reads  reader
+	failed error // why it is not measured (any more)
+
+	quiet, churned results
 }
 
+// results are the readings of one table, one a round.
+type results struct {
+	readings   []reading
+	unfinished int // rounds
+}
+
+// The contenders that ratios are to.
 const (
-	bareRead = 0 // the entries that ratios are to
-	bareDump = 2
-	tcpstat  = 5
+	bareRead = 0
+	bareDump = 1
+	tcpstat  = 4
 )
 
-// entries are in the order of the round. The two that may not end under churn come last.
-func entries(o options) []*entry {
-	exporter := func(address, source string) *daemon {
-		d := &daemon{path: o.exporter, address: address, family: "tcp_connections"}
-		if source != "" {
-			d.flags = []string{"--collector.source=" + source}
-		}
-		return d
+// contenders are in the order of the round.
+func contenders(o options) []*contender {
+	exporter := func(address string, flags ...string) reader {
+		return &daemon{path: o.exporter, address: address, family: "tcp_connections", flags: flags}
 	}
 	// All listen on an IPv4 address, so that nothing is in tcp6.
-	return []*entry{
+	return []*contender{
 		bareRead: {
-			name: "bare read of tcp", reads: &walker{walk: "tcp"},
-			does: "`/proc/net/tcp` read into one buffer until the first short read, nothing parsed",
-		},
-		{
-			name: "bare read of tcp, tcp6", reads: &walker{walk: "tcp+tcp6"},
-			does: "the same with `/proc/net/tcp6`, which has no rows here",
+			name: "bare read", reads: readFiles(),
+			does: "`/proc/net/tcp` and `/proc/net/tcp6`, which has no rows here, read into one buffer until the first short read, nothing parsed",
 		},
 		bareDump: {
-			name: "bare netlink dump", reads: &walker{walk: "netlink"},
+			name: "bare netlink dump", reads: dump(),
 			does: "one sock_diag dump of both families into one buffer, nothing parsed",
 		},
 		{
-			name: "timewait_exporter, procfs", reads: exporter("127.0.0.1:10793", ""),
+			name: "timewait_exporter, procfs", reads: exporter("127.0.0.1:10793"),
 			does: "scraped over HTTP, as Prometheus does, with default flags",
 		},
 		{
-			name: "timewait_exporter, netlink", reads: exporter("127.0.0.1:10794", "netlink"),
+			name: "timewait_exporter, netlink", reads: exporter("127.0.0.1:10794", "--collector.source=netlink"),
 			does: "the same with `--collector.source=netlink`",
 		},
 		tcpstat: {
@@ -69,14 +65,6 @@ func entries(o options) []*entry {
 				flags: []string{"--collector.disable-defaults", "--collector.tcpstat", "--web.disable-exporter-metrics"},
 			},
 			does: "scraped over HTTP, `--collector.disable-defaults --collector.tcpstat --web.disable-exporter-metrics`",
-		},
-		{
-			name: "procfs.NetTCP", reads: &walker{walk: "procfs.NetTCP"},
-			does: "the parser of `github.com/prometheus/procfs`, tcp only",
-		},
-		{
-			name: "cat /proc/net/tcp", reads: new(cat),
-			does: "to `/dev/null`, with the start of the process; under churn into a pipe",
 		},
 	}
 }
@@ -88,138 +76,74 @@ func measure(ctx context.Context, o options, out io.Writer) error {
 	}
 	start := time.Now()
 	t, err := buildTable(o)
-	defer t.stop()
 	if err != nil {
 		return err
 	}
 	progress("%d sockets built in %v", o.sockets[0], time.Since(start).Round(time.Millisecond))
 
-	all := entries(o)
+	all := contenders(o)
 	defer func() {
-		for _, e := range all {
-			e.reads.stop()
+		for _, c := range all {
+			c.reads.stop()
 		}
 	}()
-	warmUp(ctx, all, false)
-	rows, err := measureQuiet(ctx, o, t, all)
-	if err != nil {
+	// The first round, which starts the daemons, does not count.
+	if err := readRounds(ctx, t, all, 1, func(*contender) *results { return new(results) }); err != nil {
 		return err
 	}
-	if err := writeQuiet(out, o, all, rows); err != nil {
+	if err := readRounds(ctx, t, all, o.rounds, func(c *contender) *results { return &c.quiet }); err != nil {
 		return err
 	}
-	if o.churn == 0 {
-		return nil
-	}
-	warmUp(ctx, all, true)
-	made, err := measureChurn(ctx, o, t, all)
-	if err != nil {
+	if err := writeQuiet(out, o, all); err != nil || o.churn == 0 {
 		return err
 	}
-	return writeChurn(out, o, all, made)
-}
 
-// warmUp has each contender read once as it will later.
-func warmUp(ctx context.Context, all []*entry, count bool) {
-	for _, e := range all {
-		if e.failed != nil {
-			continue
-		}
-		if _, err := e.read(ctx, count); err != nil {
-			e.failed = err
-			progress("%s: %v", e.name, err)
-		}
+	churning, stop := context.WithCancel(ctx)
+	defer stop()
+	made, ended := 0, make(chan error, 1)
+	start = time.Now()
+	go func() {
+		var err error
+		made, err = churn(churning, o)
+		ended <- err
+	}()
+	err = readRounds(ctx, t, all, o.churnRounds, func(c *contender) *results { return &c.churned })
+	rate := time.Since(start)
+	stop()
+	if err := cmp.Or(<-ended, err); err != nil {
+		return err
 	}
+	return writeChurn(out, o, all, int(float64(made)/rate.Seconds()))
 }
 
-func (e *entry) read(ctx context.Context, count bool) (reading, error) {
-	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
-	defer cancel()
-	return e.reads.read(ctx, count)
-}
-
-// span is the least and the most of a count.
-type span struct{ low, high int }
-
-func (s *span) include(n int) { s.low, s.high = min(s.low, n), max(s.high, n) }
-
-// measureQuiet goes round-robin, so that whatever else the machine does hits all alike. The span is
-// of the table's rows.
-func measureQuiet(ctx context.Context, o options, t *table, all []*entry) (span, error) {
-	rows := span{low: math.MaxInt}
-	for round := range o.rounds {
-		progress("round %d of %d", round+1, o.rounds)
-		for _, e := range all {
-			if e.failed != nil {
+// readRounds goes round-robin, so that whatever else the machine does hits all alike.
+func readRounds(ctx context.Context, t *table, all []*contender, rounds int, of func(*contender) *results) error {
+	for round := range rounds {
+		progress("round %d of %d", round+1, rounds)
+		for _, c := range all {
+			if c.failed != nil {
 				continue
 			}
 			if err := t.fill(); err != nil {
-				return rows, err
+				return err
 			}
-			r, err := e.read(ctx, false)
-			if ctx.Err() != nil {
-				return rows, ctx.Err()
-			}
-			if err != nil {
-				e.failed = err
-				continue
-			}
-			rows.include(r.before.rows)
-			rows.include(r.after.rows)
-			e.quiet = append(e.quiet, r)
-		}
-	}
-	return rows, nil
-}
-
-// measureChurn is the same while another process opens and closes connections; it returns how many
-// of them a second that process made.
-func measureChurn(ctx context.Context, o options, t *table, all []*entry) (rate int, err error) {
-	churn, err := startPart("churn", fmt.Sprintf("%d,%d,%d", o.churn, churnPort, o.remotes))
-	if err != nil {
-		return 0, err
-	}
-	defer churn.stop()
-	start := time.Now()
-	for round := range o.churnRounds {
-		progress("round %d of %d under churn", round+1, o.churnRounds)
-		for _, e := range all {
-			if e.failed != nil {
-				continue
-			}
-			if err := t.fill(); err != nil {
-				return 0, err
-			}
-			r, err := e.read(ctx, true)
+			within, cancel := context.WithTimeout(ctx, scrapeTimeout)
+			r, err := c.reads.read(within)
+			cancel()
 			switch {
 			case ctx.Err() != nil:
-				return 0, ctx.Err()
+				return ctx.Err()
 			case errors.Is(err, errNotFinished):
-				e.unfinished++
+				of(c).unfinished++
 			case err != nil:
-				e.failed = err
+				c.failed = err
+				progress("%s: %v", c.name, err)
 			default:
-				e.churned = append(e.churned, r)
+				of(c).readings = append(of(c).readings, r)
 			}
 		}
 	}
-	answer, err := churn.ask("stop", time.Now().Add(scrapeTimeout))
-	if err != nil {
-		return 0, fmt.Errorf("churn: %w", err)
-	}
-	made, err := strconv.Atoi(strings.TrimSpace(answer))
-	return int(float64(made) / time.Since(start).Seconds()), err
-}
-
-// rows is how many the table had at that time: the mean of before and after.
-func (r reading) rows() float64 { return float64(r.before.rows+r.after.rows) / 2 }
-
-// miss is how far the TIME_WAITs that it counted lie outside of what the kernel said before and
-// after, as a ratio; 0 between the two.
-func (r reading) miss() float64 {
-	low, high := min(r.before.minisocks, r.after.minisocks), max(r.before.minisocks, r.after.minisocks)
-	nearest := min(max(r.timeWait, low), high)
-	return float64(r.timeWait-nearest) / float64(max(nearest, 1))
+	return nil
 }
 
 func progress(format string, args ...any) {

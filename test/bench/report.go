@@ -46,138 +46,136 @@ func cpuModel() (string, error) {
 	return cpus[0].ModelName, nil // empty on arm64
 }
 
+// rows is how many the table had at that time: the mean of before and after.
+func (r reading) rows() float64        { return float64(r.before.rows+r.after.rows) / 2 }
 func (r reading) cpuMS() float64       { return r.cpu.Seconds() * 1e3 }
 func (r reading) wallMS() float64      { return r.wall.Seconds() * 1e3 }
-func (r reading) peakMiB() float64     { return float64(r.peak) / (1 << 20) }
-func (r reading) residentMiB() float64 { return float64(r.resident) / (1 << 20) }
+func (r reading) peakMiB() float64     { return r.peak / (1 << 20) }
+func (r reading) residentMiB() float64 { return r.resident / (1 << 20) }
 func (r reading) rowCPU() float64      { return r.cpuMS() * 1e3 / r.rows() }  // µs
 func (r reading) rowWall() float64     { return r.wallMS() * 1e3 / r.rows() } // µs
 
-// values is one figure of each reading.
-func values(readings []reading, figure func(reading) float64) []float64 {
+// values is one figure of each reading, in ascending order.
+func (r results) values(figure func(reading) float64) []float64 {
 	var v []float64
-	for _, r := range readings {
-		v = append(v, figure(r))
+	for _, reading := range r.readings {
+		v = append(v, figure(reading))
 	}
+	slices.Sort(v)
 	return v
+}
+
+// at is NaN where there is no such value.
+func at(v []float64, i int) float64 {
+	if i < 0 || i >= len(v) {
+		return math.NaN()
+	}
+	return v[i]
 }
 
 // median of no values is NaN.
 func median(v []float64) float64 {
-	if len(v) == 0 {
-		return math.NaN()
-	}
 	v = slices.Sorted(slices.Values(v))
-	middle := len(v) / 2
-	if len(v)%2 == 1 {
-		return v[middle]
-	}
-	return (v[middle-1] + v[middle]) / 2
+	return (at(v, (len(v)-1)/2) + at(v, len(v)/2)) / 2
 }
 
 // cpuRatio is the median of the rounds' ratios: both had the same neighbours on the machine then.
-func cpuRatio(e, to *entry) float64 {
+func cpuRatio(c, to *contender) float64 {
 	var v []float64
-	for i := range min(len(e.quiet), len(to.quiet)) {
-		v = append(v, e.quiet[i].cpuMS()/to.quiet[i].cpuMS())
+	for i := range min(len(c.quiet.readings), len(to.quiet.readings)) {
+		v = append(v, c.quiet.readings[i].cpuMS()/to.quiet.readings[i].cpuMS())
 	}
 	return median(v)
 }
 
 // number is "-" where there is none.
 func number(v float64, decimals int) string {
-	if math.IsNaN(v) {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
 		return "-"
 	}
 	return strconv.FormatFloat(v, 'f', decimals, 64)
 }
 
 // writeQuiet writes what one reading costs.
-func writeQuiet(w io.Writer, o options, all []*entry, rows span) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "\n## %d sockets, %s\n\n", o.sockets[0], o.mix)
-	fmt.Fprintf(&b, "The table had %d to %d rows and %d remote addresses. Medians of %d rounds. CPU and wall in ms, resident in MiB (VmHWM, VmRSS).\n\n",
-		rows.low, rows.high, 2*o.remotes, o.rounds)
-	b.WriteString("| Reader | CPU | lowest | µs/row | wall | ÷ bare read | ÷ bare dump | ÷ tcpstat | peak resident | resident |\n")
-	b.WriteString("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
-	for _, e := range all {
-		if e.failed != nil {
-			fmt.Fprintf(&b, "| %s | not measured: %v |\n", e.name, e.failed)
-			continue
+func writeQuiet(w io.Writer, o options, all []*contender) error {
+	low, high := math.MaxInt, 0
+	for _, c := range all {
+		for _, r := range c.quiet.readings {
+			low, high = min(low, r.before.rows, r.after.rows), max(high, r.before.rows, r.after.rows)
 		}
-		cpu := values(e.quiet, reading.cpuMS)
-		writeRow(&b, e.name,
-			number(median(cpu), 1), number(slices.Min(cpu), 1), number(median(values(e.quiet, reading.rowCPU)), 2),
-			number(median(values(e.quiet, reading.wallMS)), 1),
-			number(cpuRatio(e, all[bareRead]), 2), number(cpuRatio(e, all[bareDump]), 2), number(cpuRatio(e, all[tcpstat]), 2),
-			number(slices.Max(values(e.quiet, reading.peakMiB)), 1), number(median(values(e.quiet, reading.residentMiB)), 1))
+	}
+	head := fmt.Sprintf("## %d sockets, %s\n\nThe table had %d to %d rows and %d remote addresses. Medians of %d rounds. CPU and wall in ms, resident in MiB (VmHWM, VmRSS).\n",
+		o.sockets[0], o.mix, low, high, 2*o.remotes, o.rounds)
+	return writeTable(w, head, []string{"CPU", "lowest", "µs/row", "wall", "÷ bare read", "÷ bare dump", "÷ tcpstat", "peak resident", "resident"},
+		all, func(c *contender) []string {
+			cpu, peak := c.quiet.values(reading.cpuMS), c.quiet.values(reading.peakMiB)
+			return []string{
+				number(median(cpu), 1), number(at(cpu, 0), 1), number(median(c.quiet.values(reading.rowCPU)), 2), number(median(c.quiet.values(reading.wallMS)), 1),
+				number(cpuRatio(c, all[bareRead]), 2), number(cpuRatio(c, all[bareDump]), 2), number(cpuRatio(c, all[tcpstat]), 2),
+				number(at(peak, len(peak)-1), 1), number(median(c.quiet.values(reading.residentMiB)), 1),
+			}
+		})
+}
+
+// writeChurn writes who finishes while connections come and go at a rate per second, and how right the counts are.
+func writeChurn(w io.Writer, o options, all []*contender, rate int) error {
+	head := fmt.Sprintf("### %d sockets and %d closes a second\n\nOf %d rounds, each ended after %v. The table grows meanwhile: compare the time per row. TIME_WAIT off by: "+
+		"the worst miss of what\nsockstat's `tw` was before and after; 0 within.\n", o.sockets[0], rate, o.churnRounds, scrapeTimeout)
+	return writeTable(w, head, []string{"finished", "rows", "CPU", "wall", "wall µs/row", "× quiet", "TIME_WAIT off by %"},
+		all, func(c *contender) []string {
+			rowWall := median(c.churned.values(reading.rowWall))
+			return []string{
+				fmt.Sprintf("%d of %d", len(c.churned.readings), len(c.churned.readings)+c.churned.unfinished),
+				number(median(c.churned.values(reading.rows)), 0), number(median(c.churned.values(reading.cpuMS)), 1), number(median(c.churned.values(reading.wallMS)), 1),
+				number(rowWall, 2), number(rowWall/median(c.quiet.values(reading.rowWall)), 2), number(worstMiss(c.churned.readings), 2),
+			}
+		})
+}
+
+// writeTable writes a row for each contender.
+func writeTable(w io.Writer, head string, columns []string, all []*contender, cells func(*contender) []string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n%s\n| Reader | %s |\n|---|%s\n", head, strings.Join(columns, " | "), strings.Repeat("--:|", len(columns)))
+	for _, c := range all {
+		row := []string{fmt.Sprintf("not measured: %v", c.failed)}
+		if c.failed == nil {
+			row = cells(c)
+		}
+		fmt.Fprintf(&b, "| %s | %s |\n", c.name, strings.Join(row, " | "))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
-}
-
-// writeChurn writes who finishes while connections come and go at a rate per second, and how right
-// the rows are.
-func writeChurn(w io.Writer, o options, all []*entry, rate int) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "\n### %d sockets and %d closes a second\n\n", o.sockets[0], rate)
-	fmt.Fprintf(&b, "Of %d rounds, each ended after %v. The table grows meanwhile: compare the time per row. TIME_WAIT off by: the worst miss of what\n", o.churnRounds, scrapeTimeout)
-	b.WriteString("sockstat's `tw` was before and after; 0 within. Listed twice: rows in all rounds together.\n\n")
-	b.WriteString("| Reader | finished | rows | CPU | wall | wall µs/row | × quiet | listed twice | TIME_WAIT off by % |\n")
-	b.WriteString("|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
-	for _, e := range all {
-		if e.failed != nil {
-			fmt.Fprintf(&b, "| %s | not measured: %v |\n", e.name, e.failed)
-			continue
-		}
-		rowWall := median(values(e.churned, reading.rowWall))
-		writeRow(&b, e.name, fmt.Sprintf("%d of %d", len(e.churned), len(e.churned)+e.unfinished),
-			number(median(values(e.churned, reading.rows)), 0),
-			number(median(values(e.churned, reading.cpuMS)), 1), number(median(values(e.churned, reading.wallMS)), 1),
-			number(rowWall, 2), number(rowWall/median(values(e.quiet, reading.rowWall)), 2),
-			twice(e.churned), number(worstMiss(e.churned), 2))
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
-}
-
-// twice is "-" for a contender that shows totals only or never finished.
-func twice(readings []reading) string {
-	if len(readings) == 0 {
-		return "-"
-	}
-	sum := 0
-	for _, r := range readings {
-		if r.twice < 0 {
-			return "-"
-		}
-		sum += r.twice
-	}
-	return strconv.Itoa(sum)
 }
 
 // worstMiss is in percent, with its sign.
 func worstMiss(readings []reading) float64 {
 	worst := math.NaN()
-	for _, miss := range values(readings, reading.miss) {
-		if miss *= 100; math.IsNaN(worst) || math.Abs(miss) > math.Abs(worst) {
+	for _, r := range readings {
+		if miss := 100 * r.miss(); math.IsNaN(worst) || math.Abs(miss) > math.Abs(worst) {
 			worst = miss
 		}
 	}
 	return worst
 }
 
-func writeRow(b *strings.Builder, cells ...string) {
-	fmt.Fprintf(b, "| %s |\n", strings.Join(cells, " | "))
+// miss is how far the TIME_WAITs that were counted lie outside of what the kernel said before and
+// after, as a ratio; 0 between the two, NaN where nothing was counted.
+func (r reading) miss() float64 {
+	if r.timeWait < 0 {
+		return math.NaN()
+	}
+	low, high := min(r.before.minisocks, r.after.minisocks), max(r.before.minisocks, r.after.minisocks)
+	nearest := min(max(r.timeWait, low), high)
+	return float64(r.timeWait-nearest) / float64(max(nearest, 1))
 }
 
 // writeLegend says what each line of the tables is.
 func writeLegend(w io.Writer) error {
 	var b strings.Builder
-	b.WriteString("\nCPU is the user and system time of the whole process for one reading (its POSIX CPU clock; rusage of cat), with what it does in\n")
-	fmt.Fprintf(&b, "the %v after its answer. Readings go round-robin; ratios are of CPU time within a round. The readers:\n\n", settle)
-	for _, e := range entries(options{}) {
-		fmt.Fprintf(&b, "* %s: %s.\n", e.name, e.does)
+	b.WriteString("\nCPU is the user and system time of the whole process for one reading (its POSIX CPU clock), with what it does in the\n")
+	fmt.Fprintf(&b, "%v after its answer; of a bare reader that of its thread. Readings go round-robin; ratios are of CPU time within a round. The readers:\n\n", settle)
+	for _, c := range contenders(options{}) {
+		fmt.Fprintf(&b, "* %s: %s.\n", c.name, c.does)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -1,11 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"runtime"
@@ -73,7 +72,6 @@ type builder struct {
 const (
 	fillPort  = 20000 // and one more for each further builder
 	churnPort = 20999
-	holdPort  = 21000 // and one more for each further holder
 )
 
 func newBuilder(port, remotes int) (*builder, error) {
@@ -147,7 +145,6 @@ type table struct {
 	target   int // rows
 	refill   bool
 	builders []*builder
-	holders  []*part // of the established connections
 }
 
 func buildTable(o options) (*table, error) {
@@ -155,63 +152,18 @@ func buildTable(o options) (*table, error) {
 	for i := range runtime.NumCPU() {
 		b, err := newBuilder(fillPort+i, o.remotes)
 		if err != nil {
-			return t, err
+			return nil, err
 		}
 		t.builders = append(t.builders, b)
 	}
-	established := map[string]int{"half": t.target / 2, "established": t.target}[o.mix]
-	if err := t.hold(established/2, o.remotes); err != nil {
-		return t, err
+	// Connections that stay open, two rows and two files each, until this process ends.
+	open := map[string]int{"half": t.target / 4, "established": t.target / 2}[o.mix]
+	for i := range open {
+		if _, _, err := t.builders[0].connect(); err != nil {
+			return nil, fmt.Errorf("connection %d of %d to hold: %w", i+1, open, err)
+		}
 	}
 	return t, t.fill()
-}
-
-// hold keeps n connections open, two rows each, in as many processes as the limit of open files
-// asks for: only root of the first user namespace may raise it.
-func (t *table) hold(n, remotes int) error {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return fmt.Errorf("getrlimit RLIMIT_NOFILE: %w", err)
-	}
-	const (
-		ownFiles = 50      // of a process, besides the connections
-		openMax  = 1 << 20 // fs.nr_open where nobody has changed it
-	)
-	each := max(int(min(limit.Max, openMax))-ownFiles, 2) / 2
-	for n > 0 {
-		p, err := startPart("hold", fmt.Sprintf("%d,%d,%d", min(n, each), holdPort+len(t.holders), remotes))
-		if err != nil {
-			return err
-		}
-		t.holders = append(t.holders, p)
-		n -= each
-	}
-	for _, p := range t.holders {
-		if _, err := p.ask("built?", time.Time{}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// serveHold makes connections, as many as the first argument says, answers a line and keeps them until
-// it is ended.
-func serveHold(in io.Reader, out io.Writer, n, port, remotes int) error {
-	b, err := newBuilder(port, remotes)
-	if err != nil {
-		return err
-	}
-	for range n {
-		if _, _, err := b.connect(); err != nil {
-			return err
-		}
-	}
-	for lines := bufio.NewScanner(in); lines.Scan(); {
-		if _, err := fmt.Fprintln(out, b.made); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // fill makes up for the TIME_WAITs that have ended, 60 s after they began. More may end while it is
@@ -245,36 +197,23 @@ func (t *table) timeWait(n int) error {
 	return errors.Join(errs...)
 }
 
-func (t *table) stop() {
-	for _, p := range t.holders {
-		p.stop()
-	}
-}
-
-// serveChurn opens and closes connections at a rate per second until it is sent a line, and answers
-// how many it made.
-func serveChurn(in io.Reader, out io.Writer, rate, port, remotes int) error {
-	b, err := newBuilder(port, remotes)
+// churn opens and closes connections at a rate per second until ctx ends, and returns how many it made.
+func churn(ctx context.Context, o options) (int, error) {
+	b, err := newBuilder(churnPort, o.remotes)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	told := make(chan struct{})
-	go func() {
-		_, _ = bufio.NewReader(in).ReadString('\n')
-		close(told)
-	}()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	start := time.Now()
 	for {
 		select {
-		case <-told:
-			_, err := fmt.Fprintln(out, b.made)
-			return err
+		case <-ctx.Done():
+			return b.made, nil
 		case <-tick.C:
 			// Late ticks are made up for.
-			if err := b.timeWait(max(0, int(time.Since(start).Seconds()*float64(rate))-b.made)); err != nil {
-				return err
+			if err := b.timeWait(max(0, int(time.Since(start).Seconds()*float64(o.churn))-b.made)); err != nil {
+				return b.made, err
 			}
 		}
 	}
