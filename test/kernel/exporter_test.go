@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -28,7 +29,13 @@ import (
 	"timewait_exporter/test/program"
 )
 
-func TestMain(m *testing.M) { program.Main(m, "../..") }
+func TestMain(m *testing.M) {
+	// The tests wait most of the time, each in a namespace of its own.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
+	program.Main(m, "../..")
+}
 
 // exporter is the running program under test.
 type exporter struct {
