@@ -137,36 +137,6 @@ func hangingTable(t *testing.T) (root string, table *os.File) {
 const oneListener = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode                                                     \n" +
 	"   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0                       \n"
 
-// TestDeadline asks for an answer in one second from a table that never comes.
-func TestDeadline(t *testing.T) {
-	netns.Run(t, func(t *testing.T) {
-		root, _ := hangingTable(t)
-		e := startExporter(t, "--path.procfs="+root)
-		start := time.Now()
-		response, body, err := e.get("/metrics", http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {"1"}})
-		took := time.Since(start)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if response.StatusCode != http.StatusOK {
-			t.Fatalf("%s\n%s", response.Status, body)
-		}
-		if took > 1100*time.Millisecond {
-			t.Errorf("the answer took %v, Prometheus waits 1 s", took)
-		}
-		p := mustParse(t, body)
-		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
-		if n := len(p.series("timewait_exporter_collector_success", "collector", "sockets")); n != 1 {
-			t.Errorf("timewait_exporter_collector_success{sockets}: %d series, want 1", n)
-		}
-		if n := len(p.series("tcp_connections")); n != 0 {
-			t.Errorf("tcp_connections has %d series of a table that was not read", n)
-		}
-		netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "collector=sockets") },
-			func() string { return "the log does not say what failed:\n" + e.log.String() })
-	})
-}
-
 // TestOddDeadlines sends headers that Prometheus would not.
 func TestOddDeadlines(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
@@ -620,74 +590,55 @@ func callers(t *testing.T, connections map[string]int) {
 
 var remoteHosts = map[string]int{"10.9.0.2": 5, "10.9.0.3": 4, "10.9.0.130": 3, "10.9.0.131": 2, "fd00:9::2": 7, "fd00:9::1:3": 1}
 
-// TestTop names the largest remotes, destinations and listeners and adds up
+// TestRemotes names the remotes, destinations and listeners that the flags say, and adds up
 // the others.
-func TestTop(t *testing.T) {
+func TestRemotes(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
 		callers(t, remoteHosts)
-		p := startExporter(t, "--collector.remotes=2", "--collector.destinations=1", "--collector.listeners=0").scrape(t)
-		p.want(t, 7, "tcp_remote_connections", "remote_ip", "fd00:9::2", "direction", "inbound", "state", "established")
-		p.want(t, 1, "tcp_remote_connections", "remote_ip", "fd00:9::2", "direction", "outbound", "state", "established")
-		p.want(t, 5, "tcp_remote_connections", "remote_ip", "10.9.0.2", "direction", "inbound", "state", "established")
-		p.want(t, 1, "tcp_remote_connections", "remote_ip", "10.9.0.2", "direction", "outbound", "state", "established")
-		p.want(t, 10, "tcp_remote_connections", "remote_ip", "other", "direction", "inbound", "state", "established")
-		p.want(t, 4, "tcp_remote_connections", "remote_ip", "other", "direction", "outbound", "state", "established")
-		p.want(t, 28, "tcp_remote_connections")
-		p.want(t, 6, "tcp_remote_ips", "direction", "inbound")
-		p.want(t, 6, "tcp_destinations")
-		if n := len(p.series("tcp_destination_port_utilisation_ratio")); n != 1 {
-			t.Errorf("%d destinations are named, want 1", n)
-		}
-		p.want(t, 22, "tcp_listener_connections", "local_port", "other", "state", "established")
-		p.want(t, 22, "tcp_listener_connections")
-	})
-}
-
-// TestPrefix folds remote addresses into blocks.
-func TestPrefix(t *testing.T) {
-	netns.Run(t, func(t *testing.T) {
-		callers(t, remoteHosts)
-		p := startExporter(t, "--collector.remote-prefix-ipv4=25", "--collector.remote-prefix-ipv6=64").scrape(t)
-		for block, n := range map[string]float64{"10.9.0.0/25": 9, "10.9.0.128/25": 5, "fd00:9::/64": 8} {
-			p.want(t, n, "tcp_remote_connections", "remote_ip", block, "direction", "inbound", "state", "established")
-			p.want(t, 2, "tcp_remote_connections", "remote_ip", block, "direction", "outbound", "state", "established")
-		}
-		p.want(t, 28, "tcp_remote_connections")
-		p.want(t, 3, "tcp_remote_ips", "direction", "inbound")
-		p.want(t, 9.0/22, "tcp_remote_top_share_ratio", "direction", "inbound", "state", "established")
-		p.want(t, 6, "tcp_destinations") // a destination is what connect() sees
-	})
-}
-
-// TestNoRemoteIPs exports no address of anybody else's.
-func TestNoRemoteIPs(t *testing.T) {
-	netns.Run(t, func(t *testing.T) {
-		callers(t, remoteHosts)
-		e := startExporter(t, "--no-collector.remote-ips")
-		_, body, err := e.get("/metrics", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for ip := range remoteHosts {
-			if bytes.Contains(body, []byte(`"`+ip)) {
-				t.Errorf("%s is on the page", ip)
-			}
-		}
-		p := mustParse(t, body)
-		p.want(t, 22, "tcp_remote_connections", "remote_ip", "other", "direction", "inbound", "state", "established")
-		p.want(t, 6, "tcp_remote_connections", "remote_ip", "other", "direction", "outbound", "state", "established")
-		p.want(t, 28, "tcp_remote_connections")
-		for name := range p {
-			if strings.HasPrefix(name, "tcp_destination_") {
-				t.Errorf("%s is on the page", name)
-			}
-		}
-		// What needs no address stays.
-		p.want(t, 6, "tcp_remote_ips", "direction", "inbound")
-		p.want(t, 6, "tcp_destinations")
-		p.want(t, 7.0/22, "tcp_remote_top_share_ratio", "direction", "inbound", "state", "established")
-		if p.value(t, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect") == 0 {
-			t.Error("the worst destination's ratio is 0")
+		const remotes, state = "tcp_remote_connections", "established"
+		for _, v := range []struct {
+			name, flags string
+			want        map[string][2]float64 // connections of a remote_ip, inbound and outbound
+			ips, share  float64
+		}{
+			{"top", "--collector.remotes=2 --collector.destinations=1 --collector.listeners=0",
+				map[string][2]float64{"fd00:9::2": {7, 1}, "10.9.0.2": {5, 1}, "other": {10, 4}}, 6, 7},
+			{"prefix", "--collector.remote-prefix-ipv4=25 --collector.remote-prefix-ipv6=64",
+				map[string][2]float64{"10.9.0.0/25": {9, 2}, "10.9.0.128/25": {5, 2}, "fd00:9::/64": {8, 2}}, 3, 9},
+			{"none", "--no-collector.remote-ips", map[string][2]float64{"other": {22, 6}}, 6, 7},
+		} {
+			t.Run(v.name, func(t *testing.T) {
+				p := startExporter(t, strings.Fields(v.flags)...).scrape(t)
+				for ip, n := range v.want {
+					p.want(t, n[0], remotes, "remote_ip", ip, "direction", "inbound", "state", state)
+					p.want(t, n[1], remotes, "remote_ip", ip, "direction", "outbound", "state", state)
+				}
+				p.want(t, 28, remotes)
+				p.want(t, v.ips, "tcp_remote_ips", "direction", "inbound")
+				p.want(t, v.share/22, "tcp_remote_top_share_ratio", "direction", "inbound", "state", state)
+				p.want(t, 6, "tcp_destinations") // whatever is named: what connect() sees
+				if p.value(t, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect") == 0 {
+					t.Error("the worst destination's ratio is 0")
+				}
+				named := map[string]int{"top": 1, "prefix": 6}[v.name]
+				if n := len(p.series("tcp_destination_port_utilisation_ratio")); n != named {
+					t.Errorf("%d destinations are named, want %d", n, named)
+				}
+				if v.name == "top" {
+					p.want(t, 22, "tcp_listener_connections", "local_port", "other", "state", state)
+					p.want(t, 22, "tcp_listener_connections")
+				}
+				if v.name != "none" {
+					return
+				}
+				for name, family := range p {
+					for ip := range remoteHosts {
+						if strings.HasPrefix(name, "tcp_destination_") || strings.Contains(family.String(), `"`+ip) {
+							t.Errorf("%s has somebody else's address: %s", name, family)
+						}
+					}
+				}
+			})
 		}
 	})
 }

@@ -101,6 +101,26 @@ func destination(local netip.Addr, remote netip.AddrPort) []string {
 	return []string{"local_ip", local.String(), "remote_ip", remote.Addr().String(), "remote_port", fmt.Sprint(remote.Port())}
 }
 
+// alone has the ports from 40000 to high, less reserved ones and those of listeners, for
+// one destination, which can have so many of them.
+func alone(ip netip.Addr, high int, reserved string, want int, listeners ...string) func(t *testing.T) {
+	return func(t *testing.T) {
+		setPorts(t, 40000, high, reserved)
+		for _, at := range listeners {
+			netns.Listen(t, netip.MustParseAddrPort(at), 1)
+		}
+		s := netns.Serve(t, ip, 9000)
+		es := startExporters(t)
+		wantCalls(t, exhaustService(t, es, s), want)
+		for _, p := range es.scrape(t) {
+			p.want(t, float64(want+len(listeners)), "tcp_ephemeral_ports")
+			if want > 0 {
+				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(ip, s.At)...)
+			}
+		}
+	}
+}
+
 // TestConnectExhaustion asks the kernel at every step: does connect() fail
 // when the gauge is 1, and only then?
 func TestConnectExhaustion(t *testing.T) {
@@ -123,6 +143,12 @@ func TestConnectExhaustion(t *testing.T) {
 				p.want(t, 2, "tcp_destinations")
 			}
 		}},
+		{"IPv6", alone(loopback6, 40019, "", 20)},
+		{"reserved_ports", alone(loopback4, 40019, "80,40003,40010-40014,50000-50100", 14)},
+		{"every_port_reserved", alone(loopback4, 40001, "40000-40001", 0)},
+		{"one_port", alone(loopback4, 40000, "", 1)},
+		{"listeners_inside", alone(loopback4, 40019, "", 17, "127.0.0.77:40005", "[::1]:40006", "0.0.0.0:40007")},
+		{"listeners_on_every_port", alone(loopback4, 40001, "", 0, "127.0.0.1:40000", "127.0.0.1:40001")},
 		{"another_local_IP", func(t *testing.T) {
 			setPorts(t, 40000, 40009, "")
 			s := netns.Serve(t, loopback4, 9000)
@@ -136,27 +162,6 @@ func TestConnectExhaustion(t *testing.T) {
 				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback4, s.At)...)
 			}
 		}},
-		{"IPv6", func(t *testing.T) {
-			setPorts(t, 40000, 40019, "")
-			s := netns.Serve(t, loopback6, 9000)
-			es := startExporters(t)
-			wantCalls(t, exhaustService(t, es, s), 20)
-			for _, p := range es.scrape(t) {
-				p.want(t, 1, "tcp_destination_port_utilisation_ratio", destination(loopback6, s.At)...)
-			}
-		}},
-		{"reserved_ports", func(t *testing.T) {
-			setPorts(t, 40000, 40019, "80,40003,40010-40014,50000-50100")
-			es := startExporters(t)
-			wantCalls(t, exhaustService(t, es, netns.Serve(t, loopback4, 9000)), 14)
-			for _, p := range es.scrape(t) {
-				p.want(t, 14, "tcp_ephemeral_ports")
-			}
-		}},
-		{"every_port_reserved", func(t *testing.T) {
-			setPorts(t, 40000, 40001, "40000-40001")
-			wantCalls(t, exhaustService(t, startExporters(t), netns.Serve(t, loopback4, 9000)), 0)
-		}},
 		{"odd_range", func(t *testing.T) {
 			// The kernel's search rounds the size of the range down to an even
 			// number (__inet_hash_connect), so it may miss one port.
@@ -169,23 +174,6 @@ func TestConnectExhaustion(t *testing.T) {
 			if n != 20 && n != 21 {
 				t.Errorf("%d calls succeeded, want 20 or 21", n)
 			}
-		}},
-		{"one_port", func(t *testing.T) {
-			setPorts(t, 40000, 40000, "")
-			wantCalls(t, exhaustService(t, startExporters(t), netns.Serve(t, loopback4, 9000)), 1)
-		}},
-		{"listeners_inside", func(t *testing.T) {
-			setPorts(t, 40000, 40019, "")
-			netns.Listen(t, netip.MustParseAddrPort("127.0.0.77:40005"), 1)
-			netns.Listen(t, netip.MustParseAddrPort("[::1]:40006"), 1)
-			netns.Listen(t, netip.MustParseAddrPort("0.0.0.0:40007"), 1)
-			wantCalls(t, exhaustService(t, startExporters(t), netns.Serve(t, loopback4, 9000)), 17)
-		}},
-		{"listeners_on_every_port", func(t *testing.T) {
-			setPorts(t, 40000, 40001, "")
-			netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:40000"), 1)
-			netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:40001"), 1)
-			wantCalls(t, exhaustService(t, startExporters(t), netns.Serve(t, loopback4, 9000)), 0)
 		}},
 		{"SYN_SENT", func(t *testing.T) {
 			netns.NewWire(t) // nobody answers
@@ -308,6 +296,43 @@ func TestConnectExhaustion(t *testing.T) {
 	}
 }
 
+// exhaustBind binds to the service's address, and connects, until there are no ports left.
+func exhaustBind(t *testing.T, es exporters, s netns.Service) int {
+	t.Helper()
+	return exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
+		client := netns.NewSocket(t, s.Family)
+		if err := client.TryBind(netip.AddrPortFrom(s.At.Addr(), 0)); err != nil {
+			return err
+		}
+		_, err := s.Join(t, client)
+		return err
+	})
+}
+
+// v6Only listens on all IPv6 addresses and no IPv4 one.
+func v6Only(t *testing.T, port uint16) {
+	t.Helper()
+	s := netns.NewSocket(t, unix.AF_INET6)
+	s.Set(t, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
+	s.Bind(t, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+	if err := unix.Listen(s.FD, 1); err != nil {
+		t.Fatal(os.NewSyscallError("listen", err))
+	}
+}
+
+// v6OnlyListeners takes six ports of the pool from all but IPv4 addresses.
+func v6OnlyListeners(t *testing.T, _ netns.Service) {
+	bothSources(t) // /proc alone does not tell them from dual-stack ones
+	for port := uint16(40000); port < 40006; port++ {
+		v6Only(t, port)
+	}
+	for _, p := range startExporters(t).scrape(t) {
+		for _, pool := range []string{"connect", "bind", "bind_any"} {
+			p.want(t, 0.6, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
+		}
+	}
+}
+
 // TestBindExhaustion does the same for bind(ip, 0), which wants a port that
 // nobody uses on that address, whatever the destination.
 func TestBindExhaustion(t *testing.T) {
@@ -337,6 +362,8 @@ func TestBindExhaustion(t *testing.T) {
 		{"listener_on_another_IP", host4, 10, func(t *testing.T, _ netns.Service) {
 			netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:40004"), 1)
 		}},
+		{"IPv6-only_listeners", host4, 10, v6OnlyListeners},
+		{"IPv6-only_listeners_and_IPv6", host6, 4, v6OnlyListeners},
 		{"connected_before", host4, 6, func(t *testing.T, s netns.Service) {
 			s.MustConnect(t, 4)
 		}},
@@ -360,15 +387,7 @@ func TestBindExhaustion(t *testing.T) {
 				s := netns.Serve(t, v.ip, 9000)
 				v.prepare(t, s)
 				es := startExporters(t)
-				n := exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
-					client := netns.NewSocket(t, s.Family)
-					if err := client.TryBind(netip.AddrPortFrom(v.ip, 0)); err != nil {
-						return err
-					}
-					_, err := s.Join(t, client)
-					return err
-				})
-				wantCalls(t, n, v.want)
+				wantCalls(t, exhaustBind(t, es, s), v.want)
 				if v.want == 0 {
 					return // no socket has the address, and it is lost to all others too
 				}
@@ -378,52 +397,6 @@ func TestBindExhaustion(t *testing.T) {
 				}
 				other := netip.MustParseAddr("127.0.0.9")
 				netns.NewSocket(t, unix.AF_INET).Bind(t, netip.AddrPortFrom(other, 0))
-			})
-		})
-	}
-}
-
-// v6Only listens on all IPv6 addresses and no IPv4 one.
-func v6Only(t *testing.T, port uint16) {
-	t.Helper()
-	s := netns.NewSocket(t, unix.AF_INET6)
-	s.Set(t, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
-	s.Bind(t, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
-	if err := unix.Listen(s.FD, 1); err != nil {
-		t.Fatal(os.NewSyscallError("listen", err))
-	}
-}
-
-// TestV6OnlyListeners has listeners on :: that take no IPv4: bind() on an IPv4
-// address may have their ports, connect() and bind() on an IPv6 address may not.
-func TestV6OnlyListeners(t *testing.T) {
-	for _, v := range []struct {
-		ip   netip.Addr
-		want int
-	}{{loopback4, 10}, {loopback6, 4}} {
-		t.Run(v.ip.String(), func(t *testing.T) {
-			netns.Run(t, func(t *testing.T) {
-				bothSources(t)
-				setPorts(t, 40000, 40009, "")
-				for port := range uint16(6) {
-					v6Only(t, 40000+port)
-				}
-				es := startExporters(t)
-				for _, p := range es.scrape(t) {
-					for _, pool := range []string{"connect", "bind", "bind_any"} {
-						p.want(t, 0.6, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
-					}
-				}
-				s := netns.Serve(t, v.ip, 9000)
-				n := exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
-					client := netns.NewSocket(t, s.Family)
-					if err := client.TryBind(netip.AddrPortFrom(v.ip, 0)); err != nil {
-						return err
-					}
-					_, err := s.Join(t, client)
-					return err
-				})
-				wantCalls(t, n, v.want)
 			})
 		})
 	}
@@ -470,35 +443,6 @@ func TestBindAnyExhaustion(t *testing.T) {
 				wantCalls(t, n, v.want)
 				if err := unix.Listen(netns.NewSocket(t, unix.AF_INET6).FD, 1); v.want == 0 && !errors.Is(err, unix.EADDRINUSE) {
 					t.Errorf("listen() without bind(): %v, want EADDRINUSE", err)
-				}
-			})
-		})
-	}
-}
-
-// TestIdleBoundSockets has sockets that were bound and never connected. They
-// are in no table of /proc, but sock_diag shows them since Linux 6.8: with it the
-// gauges are exact.
-func TestIdleBoundSockets(t *testing.T) {
-	for _, pool := range []string{"connect", "bind"} {
-		t.Run(pool, func(t *testing.T) {
-			netns.Run(t, func(t *testing.T) {
-				if len(sources(t)) < 2 || olderThan(t, 6, 8) {
-					t.Skip("this kernel does not show bound sockets")
-				}
-				setPorts(t, 40000, 40009, "")
-				s := netns.Serve(t, loopback4, 9000)
-				for range 4 {
-					netns.NewSocket(t, unix.AF_INET).Bind(t, netip.AddrPortFrom(loopback4, 0))
-				}
-				es := exporters{startExporter(t, "--collector.source=netlink")}
-				switch pool {
-				case "connect":
-					wantCalls(t, exhaustService(t, es, s), 6)
-				case "bind":
-					wantCalls(t, exhaust(t, es, "bind", unix.EADDRINUSE, 0, func() error {
-						return netns.NewSocket(t, unix.AF_INET).TryBind(netip.AddrPortFrom(loopback4, 0))
-					}), 6)
 				}
 			})
 		})

@@ -66,22 +66,6 @@ func copyFile(t *testing.T, root, file string) {
 	}
 }
 
-// fifo puts a FIFO in place of a file. The test could write to it and does not.
-func fifo(t *testing.T, path string) {
-	t.Helper()
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mkfifo(path, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	writer, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { writer.Close() })
-}
-
 // scrapeWithin is a Prometheus that waits for so many seconds.
 func (e *exporter) scrapeWithin(t *testing.T, seconds float64) page {
 	t.Helper()
@@ -165,35 +149,6 @@ func TestBrokenFile(t *testing.T) {
 		wantOnlyFailed(t, p)
 		if memory := p.value(t, "process_resident_memory_bytes"); memory > 64<<20 {
 			t.Errorf("%v bytes of memory", memory)
-		}
-	})
-}
-
-// TestHungFile has one file after the other from which no byte comes. Its part
-// fails, the others are there in time, the log names the file, and when the file is
-// right again so is the page.
-func TestHungFile(t *testing.T) {
-	netns.Run(t, func(t *testing.T) {
-		netns.Listen(t, netip.MustParseAddrPort("[::1]:8123"), 1) // so that tcp6 is needed
-		for file, parts := range kernelFiles {
-			t.Run(strings.ReplaceAll(file, "/", "_"), func(t *testing.T) {
-				t.Parallel()
-				root := copyProc(t)
-				e := startExporter(t, "--path.procfs="+root)
-				wantOnlyFailed(t, e.scrapeWithin(t, 2))
-				fifo(t, filepath.Join(root, file))
-				for range 2 {
-					wantOnlyFailed(t, e.scrapeWithin(t, 2), parts...)
-				}
-				if logged := e.log.String(); !strings.Contains(logged, filepath.Join(root, file)) {
-					t.Errorf("the log does not name the file:\n%s", logged)
-				}
-				if err := os.Remove(filepath.Join(root, file)); err != nil {
-					t.Fatal(err)
-				}
-				copyFile(t, root, file)
-				wantOnlyFailed(t, e.scrapeWithin(t, 2))
-			})
 		}
 	})
 }

@@ -52,55 +52,68 @@ func drain(t *testing.T, listeners []netns.Socket) {
 	}
 }
 
-// TestOneOfManyHangs has eight listeners on a port, of which one accepts nothing:
-// its share of the clients is dropped when the fill is 1, and only then, though
-// the other queues have room.
-func TestOneOfManyHangs(t *testing.T) {
+// TestFullAcceptQueue has listeners that share a port, of which one accepts nothing, and one
+// that is alone. It asks the kernel at every step: a client's connection is dropped when
+// the fill is 1, and only then, though the other queues have room. Nothing is full after
+// an accept.
+func TestFullAcceptQueue(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
 		bothSources(t)
-		const sockets, backlog = 8, 3
-		for port, ip := range map[uint16]netip.Addr{8000: loopback4, 8001: loopback6, 8002: netip.IPv6Unspecified()} {
-			at, to := netip.AddrPortFrom(ip, port), netip.AddrPortFrom(ip, port)
-			if ip.IsUnspecified() {
-				to = netip.AddrPortFrom(loopback4, port)
-			}
-			listeners := listenShared(t, at, backlog, sockets)
-			es := startExporters(t)
-			queue := queueOf(at)
-			dropped := func() float64 { t.Helper(); return es[0].scrape(t).value(t, "tcp_listen_overflows_total") }
-			before, refused := dropped(), 0
-			for range 300 {
-				var length, fill float64
-				for i, p := range es.scrape(t) {
-					p.want(t, sockets, "tcp_listener_sockets", queue...)
-					p.want(t, sockets*backlog, "tcp_listener_accept_queue_limit", queue...)
-					length, fill = p.value(t, "tcp_listener_accept_queue", queue...), p.value(t, "tcp_listener_accept_queue_fill_ratio", queue...)
-					if fill != length/(backlog+1) { // nothing waits on the others
-						t.Fatalf("%s, source %d: the fullest queue is at %v with %v waiting on one socket", at, i, fill, length)
+		const backlog = 3
+		port := uint16(8000)
+		for _, ip := range []netip.Addr{loopback4, loopback6, netip.IPv6Unspecified()} {
+			for _, sockets := range []int{1, 8} {
+				port++
+				at, to := netip.AddrPortFrom(ip, port), netip.AddrPortFrom(ip, port)
+				if ip.IsUnspecified() {
+					to = netip.AddrPortFrom(loopback4, port)
+				}
+				listeners := listenShared(t, at, backlog, sockets)
+				es := startExporters(t)
+				queue := queueOf(at)
+				fullest := func() (length, fill float64) {
+					t.Helper()
+					for i, p := range es.scrape(t) {
+						p.want(t, float64(sockets), "tcp_listener_sockets", queue...)
+						p.want(t, float64(sockets*backlog), "tcp_listener_accept_queue_limit", queue...)
+						length, fill = p.value(t, "tcp_listener_accept_queue", queue...), p.value(t, "tcp_listener_accept_queue_fill_ratio", queue...)
+						if fill != length/(backlog+1) { // nothing waits on the others
+							t.Fatalf("%s, source %d: the fullest queue is at %v with %v waiting on one socket", at, i, fill, length)
+						}
+						full := 0.
+						if fill == 1 {
+							full = 1
+						}
+						p.want(t, full, "tcp_listener_full_sockets", queue...)
 					}
-					full := 0.
-					if fill == 1 {
-						full = 1
+					return length, fill
+				}
+				dropped := func() float64 { t.Helper(); return es[0].scrape(t).value(t, "tcp_listen_overflows_total") }
+				before, refused := dropped(), 0
+				for range 300 {
+					length, fill := fullest()
+					client := netns.NewSocket(t, netns.FamilyOf(to.Addr()))
+					client.Start(t, to)
+					now := dropped()
+					if now > before && fill < 1 || now == before && fill == 1 && sockets == 1 {
+						t.Fatalf("%s: %v of %v waiting, and %v connections were dropped", at, length, backlog, now-before)
 					}
-					p.want(t, full, "tcp_listener_full_sockets", queue...)
+					if now > before {
+						refused++
+						client.Close(t) // or it tries again and is counted again
+					}
+					if before = now; refused == 3 {
+						break
+					}
+					drain(t, listeners[1:])
 				}
-				client := netns.NewSocket(t, netns.FamilyOf(to.Addr()))
-				client.Start(t, to)
-				now := dropped()
-				if now > before && fill < 1 {
-					t.Fatalf("%s: a connection was dropped with %v of %v waiting", at, length, backlog)
+				if refused < 3 {
+					t.Errorf("%s: %d connections were dropped, the hanging socket never was full", at, refused)
 				}
-				if now > before {
-					refused++
-					client.Close(t) // or it tries again and is counted again
+				listeners[0].Accept(t)
+				if _, fill := fullest(); fill == 1 {
+					t.Errorf("the queue of %s is full after an accept", at)
 				}
-				if before = now; refused == 3 {
-					break
-				}
-				drain(t, listeners[1:])
-			}
-			if refused < 3 {
-				t.Errorf("%s: %d connections were dropped, the hanging socket never was full", at, refused)
 			}
 		}
 	})

@@ -171,23 +171,32 @@ func buildEveryKind(t *testing.T) rows {
 }
 
 // TestStates builds every kind of row that a program can make and compares
-// each count with what was built and with the kernel's own.
+// each count with what was built and with the kernel's own, and the sources with
+// each other.
 func TestStates(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
 		rs := buildEveryKind(t)
 
+		var pages []page
 		for _, source := range sources(t) {
 			t.Run(source, func(t *testing.T) {
 				p := startExporter(t, "--collector.source="+source).scrape(t)
 				p.want(t, 1, "timewait_exporter_source_info", "source", source)
+				p.want(t, 1, "timewait_exporter_source_info")
 				rs.compareTable(t, p)
 				rs.compareRemotes(t, p)
 				rs.comparePorts(t, p)
 				rs.compareListeners(t, p)
 				rs.compareQueues(t, p)
 				rs.compareTimeWaits(t, p)
+				pages = append(pages, p)
 			})
 		}
+		t.Run("sources_agree", func(t *testing.T) {
+			bothSources(t)
+			compareRows(t, rs)
+			comparePages(t, pages[0], pages[1])
+		})
 	})
 }
 

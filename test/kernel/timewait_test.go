@@ -62,42 +62,6 @@ func TestTimeWaitLimit(t *testing.T) {
 	})
 }
 
-// TestLimits sets every limit of the namespace to a value of its own.
-func TestLimits(t *testing.T) {
-	netns.Run(t, func(t *testing.T) {
-		for name, value := range map[string]string{
-			"net/ipv4/tcp_max_tw_buckets":      "12345",
-			"net/ipv4/tcp_tw_reuse":            "1",
-			"net/ipv4/tcp_fin_timeout":         "17",
-			"net/core/somaxconn":               "777",
-			"net/ipv4/tcp_max_syn_backlog":     "333",
-			"net/ipv4/ip_local_port_range":     "12000 13000",
-			"net/ipv4/ip_local_reserved_ports": "1,3,12000-12009,12999-14000",
-		} {
-			netns.SetSysctl(t, name, value)
-		}
-		p := startExporter(t).scrape(t)
-		p.want(t, 12345, "tcp_time_wait_limit")
-		p.want(t, 1, "tcp_time_wait_reuse_mode")
-		p.want(t, 17, "tcp_fin_timeout_seconds")
-		if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_timeout"); err != nil {
-			p.want(t, 60, "tcp_time_wait_duration_seconds")
-		}
-		p.want(t, 777, "tcp_listen_backlog_limit")
-		p.want(t, 333, "tcp_syn_backlog_limit")
-		p.want(t, 12000, "tcp_ephemeral_port_range_low")
-		p.want(t, 13000, "tcp_ephemeral_port_range_high")
-		p.want(t, 1001-10-2, "tcp_ephemeral_ports")
-		if p.sum("kernel_file_handles_limit") < p.sum("kernel_file_handles") || p.sum("kernel_file_handles") == 0 {
-			t.Errorf("%v file handles of %v", p.sum("kernel_file_handles"), p.sum("kernel_file_handles_limit"))
-		}
-		// removed from the kernel in Linux 4.12
-		if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_recycle"); err != nil && len(p.series("tcp_time_wait_recycle_enabled")) != 0 {
-			t.Errorf("tcp_time_wait_recycle_enabled is there, but the sysctl is not")
-		}
-	})
-}
-
 // TestCounters moves the kernel's counters and compares every one.
 func TestCounters(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
