@@ -24,6 +24,9 @@ import (
 	"timewait_exporter/docs/runbooks"
 )
 
+// name is what the program is called.
+const name = "timewait_exporter"
+
 // config is what the command line says.
 type config struct {
 	web           *web.FlagConfig

@@ -40,18 +40,18 @@ type loggers struct {
 	toolkit *slog.Logger
 }
 
-func newLoggers(cfg *config, w io.Writer) loggers {
+func newLoggers(logLevel, format string, w io.Writer) loggers {
 	base := log.NewLogfmtLogger(log.NewSyncWriter(w))
-	if cfg.logFormat == "json" {
+	if format == "json" {
 		base = log.NewJSONLogger(log.NewSyncWriter(w))
 	}
 	base = cutLogger{base}
 	var slogLevel slog.LevelVar
 	// The names are those of kingpin's enum, which both libraries know.
-	_ = slogLevel.UnmarshalText([]byte(cfg.logLevel))
+	_ = slogLevel.UnmarshalText([]byte(logLevel))
 
 	stamped := func(next log.Logger) log.Logger {
-		logger := level.NewFilter(next, level.Allow(level.ParseDefault(cfg.logLevel, level.InfoValue())))
+		logger := level.NewFilter(next, level.Allow(level.ParseDefault(logLevel, level.InfoValue())))
 		return log.With(logger, "time", log.DefaultTimestampUTC, "caller", log.DefaultCaller)
 	}
 	web := newBoundedLogger(base, webBurst, webInterval)

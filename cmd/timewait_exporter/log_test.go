@@ -35,7 +35,7 @@ func (l *logText) take() []string {
 
 func testLoggers(logLevel string) (loggers, *logText) {
 	out := new(logText)
-	return newLoggers(&config{logLevel: logLevel, logFormat: "logfmt"}, out), out
+	return newLoggers(logLevel, "logfmt", out), out
 }
 
 func TestLogFlood(t *testing.T) {

@@ -24,8 +24,6 @@ import (
 	"timewait_exporter/collector"
 )
 
-const name = "timewait_exporter"
-
 func main() {
 	// A scrape is the work of one goroutine. More processors would cost memory for
 	// each, and threads that look for work.
@@ -52,7 +50,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "%s: error: %s, try --help\n", name, oneLine(err.Error()))
 		return 2
 	}
-	logs := newLoggers(cfg, stderr)
+	logs := newLoggers(cfg.logLevel, cfg.logFormat, stderr)
 	logger := logs.program
 	ns := cfg.collector.Namespace
 	level.Info(logger).Log("msg", "starting", "version", versioninfo.Info(), "build", versioninfo.BuildContext())
