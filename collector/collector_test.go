@@ -149,14 +149,6 @@ func TestCollectShort(t *testing.T) {
 	}
 }
 
-// TestCollectNoIPv6 is a kernel without tcp6: nothing is wrong with that.
-func TestCollectNoIPv6(t *testing.T) {
-	p := scrapeOf(t, fixture(t, writeProc(t)))
-	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
-	p.want(t, 1, "tcp_connections")
-	p.want(t, 0, "tcp_connections", "family", "ipv6")
-}
-
 // TestCollectOtherSysctls shows no pool of another namespace.
 func TestCollectOtherSysctls(t *testing.T) {
 	cfg := fixture(t, writeProc(t))

@@ -797,6 +797,28 @@ func TestTallyAgain(t *testing.T) {
 	}
 }
 
+// TestSnapshotStays has a snapshot that the walk after it does not change.
+func TestSnapshotStays(t *testing.T) {
+	counted, p := tally.New(32, 128), portsOf(t, 40000, 40099, "")
+	text := func(s *snapshot.Sockets) string {
+		return gather(t, constant(samplesOf(&snapshot.Namespace{Name: "test", Pool: p, Sockets: s}, new(snapshot.Node)))).text(t)
+	}
+	var first *snapshot.Sockets
+	var want string
+	for port := 40000; port < 40010; port++ {
+		rows := sockets("tcp listen 10.0.0.1:80 0.0.0.0:0", fmt.Sprintf("tcp time_wait 10.0.0.1:80 10.0.0.2:%d", port), fmt.Sprintf("tcp established 10.0.0.1:%d 10.0.0.%d:80", port, port%100))
+		if err := counted.Count(yielded(rows), p, nil); err != nil {
+			t.Fatal(err)
+		}
+		if next := counted.Snapshot(everything); first == nil {
+			first, want = next, text(next)
+		}
+	}
+	if got := text(first); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 // TestTallyAllocations counts rows without allocating, once there is room for
 // their remotes and destinations.
 func TestTallyAllocations(t *testing.T) {
