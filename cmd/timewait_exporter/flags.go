@@ -29,12 +29,13 @@ const name = "timewait_exporter"
 
 // config is what the command line says.
 type config struct {
-	web           *web.FlagConfig
-	telemetryPath string
-	maxRequests   int
-	logLevel      string
-	logFormat     string
-	collector     collector.Config
+	web            *web.FlagConfig
+	telemetryPath  string
+	maxRequests    int
+	maxConnections int
+	logLevel       string
+	logFormat      string
+	collector      collector.Config
 }
 
 const (
@@ -60,8 +61,10 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	cfg := &config{web: kingpinflag.AddFlags(app, ":10793")}
 	app.Flag("web.telemetry-path", "Path under which to expose metrics.").
 		Default("/metrics").StringVar(&cfg.telemetryPath)
-	number(app, "web.max-requests", "Maximum number of parallel scrapes; 0 for no limit.",
+	number(app, "web.max-requests", "Maximum number of parallel scrapes; one more waits up to a second. 0 for no limit.",
 		&cfg.maxRequests, "40", 1<<20)
+	number(app, "web.max-connections", "Maximum number of open connections; the one that has been idle for longest is closed for one more. 0 for no limit.",
+		&cfg.maxConnections, "512", 1<<20)
 	app.Flag("path.procfs", "Mount point of the proc file system. Of another one than /proc the network namespace of its PID 1 is read.").
 		Default("/proc").StringVar(&cfg.collector.ProcRoot)
 	choice(app, "log.level", "Only log messages with the given severity or above. One of: [debug, info, warn, error]",

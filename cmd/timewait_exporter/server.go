@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	stdlog "log"
 	"log/slog"
 	"net/http"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -20,15 +18,11 @@ import (
 )
 
 const (
-	// defaultScrapeTimeout is Prometheus's own, for clients that don't say.
-	defaultScrapeTimeout = 10 * time.Second
-	// minScrapeTimeout is enough for the table of an ordinary host, and less than any
-	// Prometheus waits.
-	minScrapeTimeout = 250 * time.Millisecond
-	maxScrapeTimeout = time.Minute
 	// stopTimeout leaves requests under way the time to end; all is over within
 	// 5 s of the signal.
 	stopTimeout = 4 * time.Second
+	// bodyTimeout is how long a client that was refused may go on sending.
+	bodyTimeout = time.Second
 )
 
 type server struct {
@@ -57,11 +51,10 @@ func newServer(cfg *config, registry *prometheus.Registry, c *collector.Collecto
 		return nil, err
 	}
 	s := &server{}
-	errorLog := newErrorLog(logger)
+	conns := newConnections(cfg.maxConnections, logger)
 	mux := http.NewServeMux()
 	mux.Handle("/{$}", landing)
-	mux.Handle(cfg.telemetryPath, promhttp.InstrumentMetricHandler(registry,
-		limitRequests(cfg.maxRequests, metricsHandler(registry, c, errorLog))))
+	mux.Handle(cfg.telemetryPath, promhttp.InstrumentMetricHandler(registry, newScrapeHandler(cfg.maxRequests, registry, c, conns, logger)))
 	mux.Handle(runbooks.Path, books)
 	mux.HandleFunc("/-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "healthy", http.StatusOK)
@@ -73,14 +66,21 @@ func newServer(cfg *config, registry *prometheus.Registry, c *collector.Collecto
 		}
 		http.Error(w, "ready", http.StatusOK)
 	})
+	// HTTP/2 would be of no use to a scrape, and to a flood: streams are no connections.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
 	s.http = &http.Server{
-		Handler:           mux,
-		ErrorLog:          errorLog,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      maxScrapeTimeout + 10*time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		Handler:                      readOnly(mux),
+		DisableGeneralOptionsHandler: true,
+		Protocols:                    &protocols,
+		ConnContext:                  withConnection,
+		ConnState:                    conns.changed,
+		ErrorLog:                     newErrorLog(logger),
+		ReadHeaderTimeout:            5 * time.Second,
+		ReadTimeout:                  10 * time.Second,
+		WriteTimeout:                 maxScrapeTimeout + answerTimeout,
+		IdleTimeout:                  2 * time.Minute,
+		MaxHeaderBytes:               16 << 10,
 	}
 	return s, nil
 }
@@ -104,47 +104,23 @@ func (s *server) serve(ctx context.Context, flags *web.FlagConfig, logger *slog.
 	return <-served
 }
 
-// metricsHandler answers a scrape with the metrics of registry and those that c
-// reads for it.
-func metricsHandler(registry *prometheus.Registry, c *collector.Collector, errorLog *stdlog.Logger) http.Handler {
-	// What is wrong with one metric is no reason to show none.
-	opts := promhttp.HandlerOpts{ErrorLog: errorLog, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true}
+// readOnly refuses a request that wants to do more than read. Its connection ends, and
+// what it would send is not waited for.
+func readOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// A client that has sent all it has to say may close its half of the connection,
-		// which net/http takes for a client that has gone (golang.org/issue/18527).
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), scrapeTimeout(r.Header))
-		defer cancel()
-		// The context has no other way to the collector than a registry of its own.
-		scrape := prometheus.NewRegistry()
-		scrape.MustRegister(c.WithContext(ctx))
-		promhttp.HandlerFor(prometheus.Gatherers{registry, scrape}, opts).ServeHTTP(w, r)
-	})
-}
-
-// scrapeTimeout returns how long a scrape may read: what Prometheus says it waits,
-// less a part of it for the answer's way.
-func scrapeTimeout(header http.Header) time.Duration {
-	timeout := defaultScrapeTimeout
-	if seconds, err := strconv.ParseFloat(header.Get("X-Prometheus-Scrape-Timeout-Seconds"), 64); err == nil && seconds > 0 {
-		timeout = time.Duration(min(seconds, maxScrapeTimeout.Seconds()) * float64(time.Second))
-	}
-	return max(minScrapeTimeout, timeout-min(timeout/10, 500*time.Millisecond))
-}
-
-// limitRequests refuses requests beyond limit at the same time; 0 is no limit.
-// promhttp's own limit counts per handler, and each scrape has its own.
-func limitRequests(limit int, next http.Handler) http.Handler {
-	if limit == 0 {
-		return next
-	}
-	running := make(chan struct{}, limit)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case running <- struct{}{}:
-			defer func() { <-running }()
+		read := r.Method == http.MethodGet || r.Method == http.MethodHead
+		if read && r.ContentLength == 0 { // -1: in chunks
 			next.ServeHTTP(w, r)
-		default:
-			http.Error(w, "Limit of concurrent requests reached ("+strconv.Itoa(limit)+"), try again later.", http.StatusServiceUnavailable)
+			return
 		}
+		w.Header().Set("Connection", "close")
+		// net/http reads on after its answer, lest a reset overtakes that.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // else that of the request
+		if !read {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "Only GET and HEAD are allowed.", http.StatusMethodNotAllowed)
+			return
+		}
+		http.Error(w, "A request with a body is not allowed.", http.StatusBadRequest)
 	})
 }

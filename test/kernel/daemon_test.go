@@ -328,6 +328,8 @@ func TestUsageErrors(t *testing.T) {
 			{"--web.config.file=" + hangingKey, "web.config.file"},
 			{"--web.max-requests=-1", "web.max-requests"},
 			{"--web.max-requests=many", "web.max-requests"},
+			{"--web.max-connections=-1", "web.max-connections"},
+			{"--web.max-connections=1e3", "web.max-connections"},
 			{"--path.procfs=/does/not/exist", "path.procfs"},
 			{"--path.procfs=/dev/null", "path.procfs"},
 			{"--path.procfs=/two\nlines", "path.procfs"},
@@ -371,7 +373,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("--help: exit code %d, want 0", code)
 		}
 		for _, flag := range []string{
-			"--web.listen-address", "web.systemd-socket", "--web.telemetry-path", "--web.config.file", "--web.max-requests",
+			"--web.listen-address", "web.systemd-socket", "--web.telemetry-path", "--web.config.file", "--web.max-requests", "--web.max-connections",
 			"--path.procfs", "--log.level", "--log.format", "--collector.remotes", "--collector.destinations", "--collector.listeners",
 			"--collector.remote-prefix-ipv4", "--collector.remote-prefix-ipv6", "collector.remote-ips", "--collector.source", "version", "help",
 		} {

@@ -1,11 +1,11 @@
 package main
 
 import (
-	stdlog "log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-kit/log"
 	"github.com/prometheus/client_golang/prometheus"
@@ -39,13 +39,30 @@ func TestBadMetric(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(twice{prometheus.NewDesc("bad_metric", "Twice.", nil, nil)})
 	var logged strings.Builder
-	answer := httptest.NewRecorder()
-	metricsHandler(registry, c, stdlog.New(&logged, "", 0)).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-	page := answer.Body.String()
-	if answer.Code != http.StatusOK || !strings.Contains(page, "\ntcp_connections{") || !strings.Contains(page, "\nkernel_file_handles ") {
-		t.Errorf("%d\n%s", answer.Code, page)
+	connections := newConnections(0, log.NewNopLogger())
+	h := newScrapeHandler(1, registry, c, connections, log.NewLogfmtLogger(&logged))
+	answer, ok := h.scrape(httptest.NewRequest(http.MethodGet, "/metrics", nil), connections.connection(t.Context()))
+	if page := answer.body.String(); !ok || answer.status != 0 || !strings.Contains(page, "\ntcp_connections{") || !strings.Contains(page, "\nkernel_file_handles ") {
+		t.Errorf("%d\n%s", answer.status, page)
 	}
 	if !strings.Contains(logged.String(), "bad_metric") {
 		t.Errorf("logged: %s", &logged)
 	}
+}
+
+// TestScrapeTimeout has what Prometheus sends, and what it would not.
+func TestScrapeTimeout(t *testing.T) {
+	f := func(header string, want time.Duration) {
+		t.Helper()
+		if got := scrapeTimeout(http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {header}}); got != want {
+			t.Errorf("%q: %v, want %v", header, got, want)
+		}
+	}
+	f("1", 900*time.Millisecond)
+	f("15", 14500*time.Millisecond)
+	f("1e300", maxScrapeTimeout-500*time.Millisecond)
+	for _, odd := range []string{"", "ten", "-1", "0", "NaN"} {
+		f(odd, defaultScrapeTimeout-500*time.Millisecond)
+	}
+	f("0.000001", minScrapeTimeout)
 }
