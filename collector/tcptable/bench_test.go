@@ -2,8 +2,6 @@ package tcptable
 
 import (
 	"context"
-	"os"
-	"path/filepath"
 	"strconv"
 	"testing"
 )
@@ -13,9 +11,9 @@ import (
 func BenchmarkProcNet(b *testing.B) {
 	for _, rows := range []int{1_000, 10_000, 100_000, 1_000_000} {
 		b.Run(strconv.Itoa(rows), func(b *testing.B) {
-			dir := writeNet(b, nil)
-			b.SetBytes(writeNumbered(b, filepath.Join(dir, "tcp"), rows))
-			p := NewProcNet(dir)
+			file, _ := printNumbered(TCP, rows)
+			b.SetBytes(int64(len(file)))
+			p := NewProcNet(writeNet(b, map[string]string{"tcp": file}))
 			b.ReportAllocs()
 			for b.Loop() {
 				n := 0
@@ -32,31 +30,6 @@ func BenchmarkProcNet(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(rows), "ns/row")
 		})
 	}
-}
-
-// writeNumbered writes a table of so many rows and returns its size.
-func writeNumbered(b *testing.B, path string, rows int) int64 {
-	b.Helper()
-	f, err := os.Create(path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer f.Close()
-	buf := []byte(headers[TCP])
-	for i := range rows {
-		if buf = appendRow(buf, i, numbered(TCP, i)); len(buf) < 1<<20 && i < rows-1 {
-			continue
-		}
-		if _, err := f.Write(buf); err != nil {
-			b.Fatal(err)
-		}
-		buf = buf[:0]
-	}
-	info, err := f.Stat()
-	if err != nil {
-		b.Fatal(err)
-	}
-	return info.Size()
 }
 
 func BenchmarkParseRow(b *testing.B) {

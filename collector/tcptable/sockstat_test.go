@@ -10,23 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	testSockstat = `sockets: used 188
-TCP: inuse 21 orphan 294 tw 6 alloc 362 mem 356
-UDP: inuse 4 mem 3
-UDPLITE: inuse 0
-RAW: inuse 0
-FRAG: inuse 0 memory 0
-`
-	testSockstat6 = `TCP6: inuse 42
-UDP6: inuse 3
-UDPLITE6: inuse 0
-RAW6: inuse 0
-FRAG6: inuse 0 memory 0
-`
-)
-
 func TestReadSockstat(t *testing.T) {
+	const (
+		testSockstat  = "sockets: used 188\nTCP: inuse 21 orphan 294 tw 6 alloc 362 mem 356\nUDP: inuse 4 mem 3\n"
+		testSockstat6 = "TCP6: inuse 42\nUDP6: inuse 3\nFRAG6: inuse 0 memory 0\n"
+	)
 	f := func(want sockstat, files map[string]string) {
 		t.Helper()
 		if got := readSockstat(t.Context(), writeNet(t, files)); got != want {

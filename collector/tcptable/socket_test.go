@@ -1,0 +1,162 @@
+package tcptable
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// none is what text leaves out.
+var none = regexp.MustCompile(` (rx|tx|backlog|inode|device)=0\b| left=0s| (v6only|transparent)=false`)
+
+// text is a socket as the tests write it down.
+func text(s Socket) string {
+	return none.ReplaceAllString(fmt.Sprintf("%v %v %s %v %v rx=%d tx=%d backlog=%d left=%v inode=%d device=%d v6only=%v transparent=%v",
+		s.Table, s.State, [...]string{Full: "full", Mini: "mini", Request: "request", Bound: "bound"}[s.Kind],
+		addrPort(s.Local), addrPort(s.Remote), s.RxQueue, s.TxQueue, s.Backlog, s.TimerLeft, s.Inode, s.Device, s.V6Only, s.Transparent), "")
+}
+
+func addrPort(e Endpoint) netip.AddrPort { return netip.AddrPortFrom(e.Addr.IP(), e.Port) }
+
+func endpoint(s string) Endpoint {
+	a := netip.MustParseAddrPort(s)
+	return Endpoint{a.Addr().As16(), a.Port()}
+}
+
+// walk reads a table and calls each of after when the first row is there. The sockets it
+// returns are those before the error.
+func walk(table iter.Seq2[Socket, error], after ...func()) (sockets []Socket, err error) {
+	for s, err := range table {
+		if err != nil {
+			return sockets, err
+		}
+		if sockets = append(sockets, s); len(sockets) == 1 {
+			for _, f := range after {
+				f()
+			}
+		}
+	}
+	return sockets, nil
+}
+
+func mustWalk(t *testing.T, source Source) []Socket {
+	t.Helper()
+	sockets, err := walk(source.Sockets(context.Background()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sockets
+}
+
+func wantSockets(t *testing.T, got, want []Socket) {
+	t.Helper()
+	for i := range max(len(got), len(want)) {
+		switch {
+		case i >= len(got):
+			t.Fatalf("%d sockets, want %d: the next one is %s", len(got), len(want), text(want[i]))
+		case i >= len(want):
+			t.Fatalf("%d sockets, want %d: one too many is %s", len(got), len(want), text(got[i]))
+		case got[i] != want[i]:
+			t.Fatalf("socket %d of %d\ngot  %s\nwant %s", i, len(want), text(got[i]), text(want[i]))
+		}
+	}
+}
+
+// wantText compares lines with those of a file.
+func wantText(t *testing.T, path string, lines ...string) {
+	t.Helper()
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(lines, "\n") + "\n"; got != string(want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func texts(sockets []Socket) (lines []string) {
+	for _, s := range sockets {
+		lines = append(lines, text(s))
+	}
+	return lines
+}
+
+// openFiles counts this process's file descriptors.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
+func listenOn(t *testing.T, network, address string) net.Listener {
+	t.Helper()
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// TestOfThisKernel finds sockets of this test in the kernel's tables.
+func TestOfThisKernel(t *testing.T) {
+	l := listenOn(t, "tcp4", "127.0.0.1:0")
+	conn, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	server, client := l.Addr().String(), conn.LocalAddr().String()
+	diag := NewSockDiag()
+	defer diag.Close()
+	for _, source := range []Source{NewProcNet("/proc/self/net"), diag} {
+		sockets, err := walk(source.Sockets(t.Context()))
+		if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOENT) {
+			t.Skipf("this kernel has no sock_diag for TCP: %v", err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := make(map[string]int)
+		for _, s := range sockets {
+			local, remote := addrPort(s.Local).String(), addrPort(s.Remote).String()
+			// A connection that waits for accept(2) is in the queue and has no descriptor.
+			if local == server && (s.State == Listen && s.RxQueue == 1 && s.Inode != 0 || remote == client && s.State == Established && s.Inode == 0) ||
+				local == client && remote == server && s.State == Established && s.Inode != 0 {
+				found[local+" "+s.State.String()]++
+			}
+		}
+		for _, what := range []string{server + " listen", server + " established", client + " established"} {
+			if found[what] != 1 {
+				t.Errorf("%T: %s is listed %d times: %v", source, what, found[what], found)
+			}
+		}
+	}
+}
+
+func TestStateString(t *testing.T) {
+	for i, want := range strings.Fields("0 established syn_sent syn_recv fin_wait1 fin_wait2 time_wait close close_wait last_ack listen closing 12 255") {
+		s := State(i)
+		if want == "255" {
+			s = 255
+		}
+		if '0' <= want[0] && want[0] <= '9' {
+			want = "state " + want
+		}
+		if got := s.String(); got != want {
+			t.Errorf("%d is %q, want %q", s, got, want)
+		}
+	}
+}
