@@ -1,13 +1,16 @@
 package dashboards
 
 import (
-	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"timewait_exporter/test/netns"
 )
 
 // load is traffic in the private network that gives every panel something to show.
@@ -27,11 +30,14 @@ func startLoad(t *testing.T) {
 		}
 	})
 	// On every local address and both families, so an IPv4 client of it is in /proc/net/tcp6.
-	clientClosesFirst := l.serve("[::]:8080", func(c net.Conn) { l.untilPeerCloses(c) })
+	clientClosesFirst := l.serve("[::]:8080", func(c net.Conn) { _, _ = io.Copy(io.Discard, c); c.Close() })
 	serverClosesFirst := l.serve("127.0.0.1:8081", func(c net.Conn) { c.Close() })
 	serverHoldsData := l.serve("127.0.0.1:8082", func(c net.Conn) {})
-	stuck := l.listenStuck(8083)
-	patient := l.listenForData(8084)
+	// Of a program that never calls accept() the queue holds backlog + 1 connections; of one that waits for a client's first bytes the
+	// kernel leaves connections in SYN_RECV, tcp(7).
+	stuck, patient := netip.MustParseAddrPort("127.0.0.1:8083"), netip.MustParseAddrPort("127.0.0.1:8084")
+	netns.Listen(t, stuck, 4)
+	netns.Listen(t, patient, 16).Set(t, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 60)
 
 	// The client that opens a connection for each request: TIME_WAITs of ours toward one destination, over half of the pool.
 	for range 10 {
@@ -70,9 +76,13 @@ func startLoad(t *testing.T) {
 	// A program that never closes what its client closed, and handshakes that are not over.
 	l.dial("", fmt.Sprintf("127.0.0.1:%d", serverHoldsData)).Close()
 	for range 3 {
-		l.held = append(l.held, l.dial("", fmt.Sprintf("127.0.0.1:%d", patient)))
+		l.held = append(l.held, l.dial("", patient.String()))
 	}
-	l.overflow(stuck)
+	// More often than the stuck one's queue is long. The last ones stay in SYN_SENT, and the kernel counts each of their handshakes that
+	// it drops.
+	for range 10 {
+		netns.NewSocket(t, unix.AF_INET).Start(t, stuck)
+	}
 }
 
 // serve accepts connections and hands each one to handle, and returns the port.
@@ -99,16 +109,6 @@ func (l *load) serve(address string, handle func(net.Conn)) int {
 	return listener.Addr().(*net.TCPAddr).Port
 }
 
-func (l *load) untilPeerCloses(c net.Conn) {
-	buffer := make([]byte, 1)
-	for {
-		if _, err := c.Read(buffer); err != nil {
-			c.Close()
-			return
-		}
-	}
-}
-
 func (l *load) dial(from, to string) net.Conn {
 	l.t.Helper()
 	dialer := net.Dialer{Timeout: 2 * time.Second}
@@ -120,43 +120,4 @@ func (l *load) dial(from, to string) net.Conn {
 		l.t.Fatal(err)
 	}
 	return c
-}
-
-// listenStuck is a program that never calls accept(): its accept queue holds backlog + 1 connections.
-func (l *load) listenStuck(port int) int { return l.listen(port, 4, 0) }
-
-// listenForData is a program that waits for a client's first bytes: without them the kernel leaves the connection in SYN_RECV, tcp(7).
-func (l *load) listenForData(port int) int { return l.listen(port, 16, 60) }
-
-func (l *load) listen(port, backlog, deferAccept int) int {
-	l.t.Helper()
-	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { unix.Close(socket) })
-	if err := errors.Join(
-		unix.Bind(socket, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}),
-		unix.SetsockoptInt(socket, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, deferAccept),
-		unix.Listen(socket, backlog),
-	); err != nil {
-		l.t.Fatal(err)
-	}
-	return port
-}
-
-// overflow connects to the stuck listener more often than its queue is long. The last ones stay in SYN_SENT, and the kernel counts each
-// of their handshakes that it drops.
-func (l *load) overflow(port int) {
-	for range 10 {
-		socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err != nil {
-			l.t.Fatal(err)
-		}
-		l.t.Cleanup(func() { unix.Close(socket) })
-		err = unix.Connect(socket, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
-		if err != nil && !errors.Is(err, unix.EINPROGRESS) {
-			l.t.Fatal(err)
-		}
-	}
 }

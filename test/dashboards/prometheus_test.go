@@ -1,7 +1,6 @@
 package dashboards
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"timewait_exporter/test/e2e/rules"
+	"timewait_exporter/test/program"
 )
 
 // server is a running Prometheus.
@@ -52,10 +52,10 @@ func startPrometheus(t *testing.T, port int, interval time.Duration, targets []m
 		t.Fatal(err)
 	}
 	address := "127.0.0.1:" + strconv.Itoa(port)
-	start(t, exec.Command("prometheus", "--config.file="+folder+"/prometheus.yml", "--storage.tsdb.path="+folder+"/data",
+	program.Start(t, exec.Command("prometheus", "--config.file="+folder+"/prometheus.yml", "--storage.tsdb.path="+folder+"/data",
 		"--web.listen-address="+address, "--log.level=warn"))
 	s := &server{t: t, url: "http://" + address}
-	waitFor(t, s.url+"/-/ready")
+	program.WaitReady(t, s.url+"/-/ready")
 	return s
 }
 
@@ -76,43 +76,6 @@ func impatientAlerts(t *testing.T, folder string) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// start runs a program until the test ends, and shows what it said if the test failed.
-func start(t *testing.T, command *exec.Cmd) {
-	t.Helper()
-	var said bytes.Buffer
-	command.Stdout, command.Stderr = &said, &said
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = command.Process.Kill()
-		_ = command.Wait()
-		if t.Failed() {
-			t.Logf("%s said:\n%s", filepath.Base(command.Path), said.String())
-		}
-	})
-}
-
-func waitFor(t *testing.T, address string) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		response, err := http.Get(address)
-		if err == nil {
-			// Read to the end, so that the connection is kept and leaves no TIME_WAIT on the quiet machine.
-			_, _ = io.Copy(io.Discard, response.Body)
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return
-			}
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: no answer in 30 s: %v", address, err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
 }
 
 // answer is what Prometheus says to a query.

@@ -2,14 +2,11 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -47,56 +44,14 @@ func startStack(t *testing.T, factor int) {
 		}
 	}
 
-	start(t, dir, program.Path())
-	start(t, dir, alertmanagerPath, "--config.file="+filepath.Join(dir, "alertmanager.yml"), "--storage.path="+filepath.Join(dir, "alertmanager"),
-		"--web.listen-address=127.0.0.1:9093", "--cluster.listen-address=")
-	waitReady(t, "http://127.0.0.1:10793/-/ready")
-	waitReady(t, "http://127.0.0.1:9093/-/ready")
-	start(t, dir, prometheusPath, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "prometheus"),
-		"--web.listen-address=127.0.0.1:9090")
-	waitReady(t, "http://127.0.0.1:9090/-/ready")
-}
-
-// start runs a program until the test ends. Its output is shown when the test has failed.
-func start(t *testing.T, dir, path string, args ...string) {
-	t.Helper()
-	name := filepath.Base(path)
-	log, err := os.Create(filepath.Join(dir, name+".log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself, which Wait tells
-		if err := cmd.Wait(); err != nil {
-			t.Logf("%s: %v", name, err)
-		}
-		if text, err := os.ReadFile(log.Name()); t.Failed() && err == nil {
-			t.Logf("%s said:\n%s", name, text)
-		}
-	})
-}
-
-func waitReady(t *testing.T, url string) {
-	t.Helper()
-	var last error
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		response, err := http.Get(url)
-		if err == nil {
-			_ = response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return
-			}
-			err = fmt.Errorf("%s", response.Status)
-		}
-		last = err
-	}
-	t.Fatalf("%s: not ready after 30 s: %v", url, last)
+	program.Start(t, exec.Command(program.Path()))
+	program.Start(t, exec.Command(alertmanagerPath, "--config.file="+filepath.Join(dir, "alertmanager.yml"), "--storage.path="+filepath.Join(dir, "alertmanager"),
+		"--web.listen-address=127.0.0.1:9093", "--cluster.listen-address="))
+	program.WaitReady(t, "http://127.0.0.1:10793/-/ready")
+	program.WaitReady(t, "http://127.0.0.1:9093/-/ready")
+	program.Start(t, exec.Command(prometheusPath, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "prometheus"),
+		"--web.listen-address=127.0.0.1:9090"))
+	program.WaitReady(t, "http://127.0.0.1:9090/-/ready")
 }
 
 // alert is one alert of a notification, as Alertmanager's webhook sends it.

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -41,26 +40,8 @@ func TestMain(m *testing.M) {
 type exporter struct {
 	command *exec.Cmd
 	client  *http.Client
-	log     *logBuffer
-	exited  chan struct{} // closed when the program has ended
-}
-
-// logBuffer collects the program's output while a test reads it.
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	log     *program.Log
+	exited  <-chan struct{} // closed when the program has ended
 }
 
 // startExporter runs the program behind a Unix socket that it inherits as
@@ -168,30 +149,10 @@ func (e *exporter) waitListening(t *testing.T, address string) {
 
 func run(t *testing.T, command *exec.Cmd) *exporter {
 	t.Helper()
-	e := &exporter{
-		command: command,
-		client:  &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second},
-		log:     new(logBuffer),
-		exited:  make(chan struct{}),
-	}
-	command.Stdout, command.Stderr = e.log, e.log
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		defer close(e.exited)
-		_ = command.Wait() // the tests look at ProcessState
-	}()
-	t.Cleanup(func() {
-		e.client.CloseIdleConnections()
-		_ = command.Process.Kill() // it may have ended already
-		<-e.exited
-		if t.Failed() {
-			t.Logf("%s logged:\n%s", command, e.log)
-		}
-	})
-	return e
+	client := &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second}
+	t.Cleanup(client.CloseIdleConnections)
+	p := program.Start(t, command)
+	return &exporter{p.Cmd, client, p.Log, p.Exited}
 }
 
 // stop sends SIGTERM and returns how long the program took to end.
