@@ -160,3 +160,13 @@ func TestStateString(t *testing.T) {
 		}
 	}
 }
+
+func TestAddrIs4(t *testing.T) {
+	for addr, want := range map[string]bool{
+		"10.0.0.1": true, "::ffff:10.0.0.1": true, "::": false, "::10.0.0.1": false, "::1:ffff:a00:1": false, "::fffe:a00:1": false, "2001:db8::1": false,
+	} {
+		if got := Addr(netip.MustParseAddr(addr).As16()).Is4(); got != want {
+			t.Errorf("%s: %v, want %v", addr, got, want)
+		}
+	}
+}
