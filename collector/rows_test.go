@@ -220,6 +220,22 @@ func TestUnpooledFlood(t *testing.T) {
 	p.wantNone(t, "tcp_remote_connections", "remote_ip", "other")
 }
 
+// TestStatesAlwaysThere has every state that a direction can have, of both families,
+// also with no socket in it.
+func TestStatesAlwaysThere(t *testing.T) {
+	p := tallied(t, nil, everything)
+	for d := range snapshot.NumDirections {
+		for state := range d.States() {
+			if n := len(p.series("tcp_connections", "direction", d.String(), "state", state.String())); n != 2 {
+				t.Errorf("%d series of %v in %v", n, d, state)
+			}
+		}
+	}
+	if n := len(p.family("tcp_connections")); n != 2*(10+9) {
+		t.Errorf("%d series", n)
+	}
+}
+
 // TestFamily goes by the addresses, not by the table.
 func TestFamily(t *testing.T) {
 	f := func(want, row string) {
