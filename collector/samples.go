@@ -12,8 +12,9 @@ import (
 
 // samples are those of one scrape.
 type samples struct {
-	netns string // the first label of metrics that are of a namespace
-	all   []prometheus.Metric
+	netns  string // the first label of metrics that are of a namespace
+	labels []string
+	all    []prometheus.Metric
 }
 
 // samplesOf makes the samples of a namespace and the node.
@@ -47,10 +48,12 @@ func (s *samples) add(m *Metric, value float64, labels ...string) {
 	if m.Type == "counter" {
 		kind = prometheus.CounterValue
 	}
+	s.labels = s.labels[:0]
 	if len(m.Labels) > len(labels) {
-		labels = append([]string{s.netns}, labels...)
+		s.labels = append(s.labels, s.netns)
 	}
-	s.all = append(s.all, prometheus.MustNewConstMetric(m.desc, kind, value, labels...))
+	s.labels = append(s.labels, labels...)
+	s.all = append(s.all, prometheus.MustNewConstMetric(m.desc, kind, value, s.labels...))
 }
 
 func (s *samples) addKernel(ns *snapshot.Namespace, node *snapshot.Node) {
@@ -108,22 +111,25 @@ func (s *samples) addRemotes(sockets *snapshot.Sockets) {
 				s.add(remoteTopShare, sockets.TopShare[d][state], d.String(), state.String())
 			}
 		}
-		for _, r := range sockets.Remotes {
-			s.addRemote(remoteName(r), d, &r.States[d])
+	}
+	for i := range sockets.Remotes {
+		r := &sockets.Remotes[i]
+		s.addRemote(remoteName(r), &r.States)
+	}
+	s.addRemote(other, &sockets.OtherRemotes)
+}
+
+func (s *samples) addRemote(name string, states *[snapshot.NumDirections]snapshot.States) {
+	for d := range snapshot.NumDirections {
+		for state, rows := range states[d] {
+			if rows > 0 {
+				s.add(remoteConnections, float64(rows), name, d.String(), tcptable.State(state).String())
+			}
 		}
-		s.addRemote(other, d, &sockets.OtherRemotes[d])
 	}
 }
 
-func (s *samples) addRemote(name string, d snapshot.Direction, states *snapshot.States) {
-	for state, rows := range states {
-		if rows > 0 {
-			s.add(remoteConnections, float64(rows), name, d.String(), tcptable.State(state).String())
-		}
-	}
-}
-
-func remoteName(r snapshot.Remote) string {
+func remoteName(r *snapshot.Remote) string {
 	if r.Bits < r.IP.BitLen() {
 		return netip.PrefixFrom(r.IP, r.Bits).String()
 	}
@@ -131,8 +137,9 @@ func remoteName(r snapshot.Remote) string {
 }
 
 func (s *samples) addListeners(sockets *snapshot.Sockets) {
-	for _, l := range sockets.Listeners {
-		s.addListener(portName(l.Port), &l)
+	for i := range sockets.Listeners {
+		l := &sockets.Listeners[i]
+		s.addListener(portName(l.Port), l)
 	}
 	if l := sockets.OtherListeners; l != nil {
 		s.addListener(other, l)
@@ -176,17 +183,18 @@ func (s *samples) addPorts(ns *snapshot.Namespace) {
 	s.add(ephemeralUtilisation, ports.Bind, "bind")
 	s.add(ephemeralUtilisation, ports.BindAny, "bind_any")
 	for _, to := range ports.Destinations {
-		labels := []string{to.LocalIP.String(), to.RemoteIP.String(), portName(to.RemotePort)}
+		local, remote, port := to.LocalIP.String(), to.RemoteIP.String(), portName(to.RemotePort)
 		for state, held := range to.Held {
 			if held > 0 {
-				s.add(destinationPortsUsed, float64(held), append(labels, tcptable.State(state).String())...)
+				s.add(destinationPortsUsed, float64(held), local, remote, port, tcptable.State(state).String())
 			}
 		}
-		s.add(destinationUtilisation, to.Gone, labels...)
+		s.add(destinationUtilisation, to.Gone, local, remote, port)
 	}
 	for _, l := range ports.Locals {
-		s.add(localPortsUsed, float64(l.Used), l.IP.String())
-		s.add(localUtilisation, l.Gone, l.IP.String())
+		ip := l.IP.String()
+		s.add(localPortsUsed, float64(l.Used), ip)
+		s.add(localUtilisation, l.Gone, ip)
 	}
 }
 

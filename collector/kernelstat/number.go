@@ -59,8 +59,10 @@ func (n Number) Part() string {
 // OfNode reports whether the number is of the whole node, whichever namespace's file has
 // it. The kernel shows tcp_mem and tcp_max_orphans in its first network namespace only.
 func (n Number) OfNode() bool {
-	switch n.String() {
-	case "net/sockstat TCP orphan", "net/sockstat TCP mem", "net.ipv4.tcp_mem", "net.ipv4.tcp_max_orphans", "fs.file-nr":
+	switch n.file {
+	case "sockstat":
+		return n.name == "orphan" || n.name == "mem"
+	case "net.ipv4.tcp_mem", "net.ipv4.tcp_max_orphans", "fs.file-nr":
 		return true
 	}
 	return false

@@ -140,7 +140,9 @@ func (t *Tally) nameRemotes(out *snapshot.Sockets, n int) {
 			out.TopShare[d][s] = ratio(most, rest[d][s])
 		}
 	}
-	for _, r := range largest(t.allRemotes(), n, byRows) {
+	top := largest(t.allRemotes(), n, byRows)
+	out.Remotes = make([]snapshot.Remote, 0, len(top))
+	for _, r := range top {
 		named := snapshot.Remote{IP: r.key.IP(), Bits: t.prefix[familyOf(r.key)]}
 		for d, e := range r.entries {
 			if e == nil {
@@ -169,10 +171,12 @@ func (t *Tally) mostOfOne(d snapshot.Direction) (most snapshot.States) {
 // nameListeners names the ports with most connections. The queues are theirs, whatever
 // is in them: a series must not come and go with what it counts.
 func (t *Tally) nameListeners(out *snapshot.Sockets, n int) {
-	var named kernelstat.PortSet
-	for _, port := range largest(maps.Keys(t.listenerPorts), n, func(a, b uint16) int {
+	top := largest(maps.Keys(t.listenerPorts), n, func(a, b uint16) int {
 		return cmp.Or(cmp.Compare(t.listenerPorts[b].rows, t.listenerPorts[a].rows), cmp.Compare(a, b))
-	}) {
+	})
+	out.Listeners = make([]snapshot.Listener, 0, len(top))
+	var named kernelstat.PortSet
+	for _, port := range top {
 		named.Add(port)
 		l := t.listenerPorts[port].Listener
 		l.Port = port
@@ -272,7 +276,9 @@ func (t *Tally) ports(n Limits) *snapshot.Ports {
 	// the listeners' ports.
 	forAll := uint64(t.heldPorts.Len())
 	var blocked uint64
-	for i, d := range t.worstDestinations(max(n.Destinations, 1)) {
+	worst := t.worstDestinations(max(n.Destinations, 1))
+	out.Destinations = make([]snapshot.Destination, 0, len(worst))
+	for i, d := range worst {
 		blocked = max(blocked, d.blocked)
 		if i < n.Destinations {
 			out.Destinations = append(out.Destinations, t.destination(d, forAll))
