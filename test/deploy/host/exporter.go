@@ -43,8 +43,8 @@ func Get(t testing.TB, url string) string {
 func CheckMetrics(t testing.TB, body, source string) {
 	t.Helper()
 	success := regexp.MustCompile(`(?m)^timewait_exporter_collector_success\{.*\} 1$`)
-	if n := len(success.FindAllString(body, -1)); n != 4 {
-		t.Errorf("%d collectors succeeded, not 4, in\n%s", n, body)
+	if n := len(success.FindAllString(body, -1)); n != 8 {
+		t.Errorf("%d collectors succeeded, not 8, in\n%s", n, body)
 	}
 	for _, want := range []string{
 		`timewait_exporter_netns_info{netns="host",path="/proc/self/net",sysctls="same"} 1`,
