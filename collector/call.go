@@ -17,9 +17,10 @@ const (
 // hung are the calls of a part that were given up and have not returned. A read of a
 // file system that hangs can't be interrupted, and may never end.
 type hung struct {
-	mu    sync.Mutex
-	calls int
-	until time.Time // when another call may be tried
+	mu       sync.Mutex
+	calls    int
+	until    time.Time // when another call may be tried
+	returned time.Time // when the last call began that returned in time
 }
 
 // check returns an error if no other call should be tried now: the more hang, the
@@ -64,7 +65,9 @@ func begin[T any](ctx context.Context, timeout time.Duration, h *hung, read func
 		defer h.mu.Unlock()
 		if c.end(none, fmt.Errorf("given up after %v: %w", time.Since(c.begun).Round(time.Millisecond), context.Cause(ctx))) {
 			h.calls++
-			h.until = time.Now().Add(time.Second << h.calls)
+			if c.begun.After(h.returned) { // else the next one was well already
+				h.until = time.Now().Add(time.Second << h.calls)
+			}
 		}
 	})
 	go func() {
@@ -73,10 +76,12 @@ func begin[T any](ctx context.Context, timeout time.Duration, h *hung, read func
 		stop()
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if !c.end(value, err) {
-			h.calls--
-			h.until = time.Time{}
+		if c.end(value, err) {
+			h.returned = c.begun
+			return
 		}
+		h.calls--
+		h.until = time.Time{}
 	}()
 	return c
 }

@@ -77,7 +77,8 @@ func scrapeWithin(t *testing.T, c *Collector, timeout time.Duration) page {
 	defer cancel()
 	start := time.Now()
 	p := gather(t, c.WithContext(ctx))
-	if took := time.Since(start); took > timeout+50*time.Millisecond {
+	const starved = 2 * time.Second // a busy machine may add so much
+	if took := time.Since(start); took > timeout+starved {
 		t.Errorf("the scrape took %v, its deadline was after %v", took, timeout)
 	}
 	return p
@@ -173,7 +174,7 @@ func TestHangTable(t *testing.T) {
 			procfs.yieldSockets(yield)
 		})
 		wantParts(t, scrapeWithin(t, c, time.Second), "sockets")
-		if logged := out.take(); !strings.Contains(logged, "not done after 1s") || strings.Count(logged, "\n") != 1 {
+		if logged := out.take(); !strings.Contains(logged, "given up after 975ms") || strings.Count(logged, "\n") != 1 {
 			t.Errorf("logged: %s", logged)
 		}
 		time.Sleep(3 * time.Second) // the pause
@@ -365,6 +366,22 @@ func TestCallPauses(t *testing.T) {
 		if value, _, err := begin(t.Context(), time.Second, &h, read).wait(t.Context()); value != 1 || err != nil {
 			t.Errorf("%v and %v after they have returned", value, err)
 		}
+
+		// One that hangs is no reason for a pause when a later one did not.
+		release = make(chan struct{})
+		first := begin(t.Context(), time.Second, &h, read)
+		time.Sleep(time.Second / 2)
+		well := func(context.Context) (int, error) { return 2, nil }
+		for range 3 {
+			if value, _, err := begin(t.Context(), time.Second, &h, well).wait(t.Context()); value != 2 || err != nil {
+				t.Errorf("%v and %v", value, err)
+			}
+			time.Sleep(time.Second)
+		}
+		if _, _, err := first.wait(t.Context()); err == nil {
+			t.Error("a call that hangs is done")
+		}
+		close(release)
 	})
 }
 

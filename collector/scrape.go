@@ -29,7 +29,7 @@ const (
 	maxReading = time.Minute
 	// early is how long before the last deadline a round ends, so that its parts
 	// can say what they were at.
-	early = 50 * time.Millisecond
+	early = 200 * time.Millisecond
 )
 
 // scraper reads a namespace and the node. Scrapes may come at the same time: they share
@@ -82,7 +82,7 @@ func (r *round) isDone() bool {
 func (s *scraper) read(ctx context.Context) *round {
 	ends := time.Now().Add(maxReading)
 	if deadline, ok := ctx.Deadline(); ok {
-		ends = deadline.Add(-min(early, time.Until(deadline)/4))
+		ends = deadline.Add(-min(early, time.Until(deadline)/8))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

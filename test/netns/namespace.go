@@ -46,7 +46,7 @@ func RunWith(t *testing.T, flags uintptr, scenario func(t *testing.T)) {
 	t.Parallel()
 
 	// The parts of a scenario that are parallel wait most of the time.
-	args := []string{"-test.v", "-test.parallel=16", "-test.run=" + exactly(t.Name())}
+	args := []string{"-test.v", "-test.parallel=8", "-test.run=" + exactly(t.Name())}
 	if deadline, ok := t.Deadline(); ok {
 		args = append(args, "-test.timeout="+time.Until(deadline).String())
 	}
