@@ -72,7 +72,7 @@ $(NFPM) $(CYCLONEDX) &: test/deploy/tools/go.mod
 # user namespaces.
 test:
 	go test $(TESTFLAGS) -timeout 15m ./...
-	go -C test test $(TESTFLAGS) -count=1 -skip '^TestQueries$$' ./kernel ./bench ./fleet ./dashboards/... ./e2e/rules ./e2e/contract
+	go -C test test $(TESTFLAGS) -count=1 -skip '^TestQueries$$' ./kernel ./cli ./bench ./fleet ./dashboards/... ./e2e/rules ./e2e/contract
 
 lint: $(GOLANGCI)
 	@set -e; for m in . test test/deploy/kubernetes; do \

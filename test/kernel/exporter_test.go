@@ -22,9 +22,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
 
+	"timewait_exporter/test/netns"
 	"timewait_exporter/test/program"
 )
 
@@ -62,7 +61,17 @@ func startExporter(t *testing.T, args ...string) *exporter {
 	}
 	defer listener.Close()
 	listener.SetUnlinkOnClose(false)
-	e := startActivated(t, listener, args...)
+	file, err := listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	// As sd_listen_fds(3) says. LISTEN_PID is the program's own pid, which only a shell
+	// that becomes the program knows.
+	command := exec.Command("/bin/sh", slices.Concat(
+		[]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, program.Path(), "--web.systemd-socket"}, args)...)
+	command.ExtraFiles = []*os.File{file}
+	e := run(t, command)
 	e.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
@@ -94,30 +103,11 @@ func (es exporters) scrape(t *testing.T) []page {
 // sources are those that this kernel has.
 func sources(t *testing.T) []string {
 	t.Helper()
-	request := nl.NewNetlinkRequest(unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-	// struct inet_diag_req_v2 of include/uapi/linux/inet_diag.h: no state at all.
-	request.AddRawData(slices.Concat([]byte{unix.AF_INET, unix.IPPROTO_TCP}, make([]byte, 54)))
-	_, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
-	if err != nil {
+	if err := netns.SockDiag(); err != nil {
 		t.Logf("this kernel has no sock_diag for TCP: %v", err)
 		return []string{"procfs"}
 	}
 	return []string{"procfs", "netlink"}
-}
-
-// startActivated runs the program with an inherited listener, sd_listen_fds(3).
-func startActivated(t *testing.T, listener interface{ File() (*os.File, error) }, args ...string) *exporter {
-	t.Helper()
-	file, err := listener.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	// LISTEN_PID is the program's own pid, which only a shell that becomes the program knows.
-	command := exec.Command("/bin/sh", slices.Concat(
-		[]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, program.Path(), "--web.systemd-socket"}, args)...)
-	command.ExtraFiles = []*os.File{file}
-	return run(t, command)
 }
 
 // startListening runs the program on an address of its own.

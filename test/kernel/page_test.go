@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/textparse"
 
@@ -88,7 +89,7 @@ func scrapeAs(t *testing.T, e *exporter, format string) ([]byte, map[string]floa
 		}
 		var series labels.Labels
 		parser.Labels(&series)
-		if name := series.Get(labels.MetricName); strings.HasPrefix(name, "tcp_") && !isOfTheNode(name) {
+		if name := series.Get(model.MetricNameLabel); strings.HasPrefix(name, "tcp_") && !isOfTheNode(name) {
 			_, _, values[series.String()] = parser.Series()
 		}
 	}

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -109,4 +111,14 @@ func AddLocalRoute(t *testing.T, prefix netip.Prefix) {
 
 func ipNet(prefix netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}
+}
+
+// SockDiag is the kernel's answer to who asks sock_diag(7) for TCP: an error where it has
+// none.
+func SockDiag() error {
+	request := nl.NewNetlinkRequest(unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+	// struct inet_diag_req_v2 of include/uapi/linux/inet_diag.h: no state at all.
+	request.AddRawData(slices.Concat([]byte{unix.AF_INET, unix.IPPROTO_TCP}, make([]byte, 54)))
+	_, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
+	return err
 }
