@@ -3,7 +3,6 @@ package dashboards
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"timewait_exporter/test/program"
 )
 
 // machines is the size of the simulated fleet.
@@ -21,7 +22,7 @@ const machines = 200
 // fleet serves what so many exporters would say: the text of the real one, with values that differ from machine to machine and from
 // scrape to scrape.
 type fleet struct {
-	text    []byte
+	text    string
 	scrapes [machines]atomic.Int64
 }
 
@@ -34,20 +35,6 @@ tcp_memory_limit_bytes{level="high"} 1.26e+09
 tcp_time_wait_recycle_enabled{netns="self"} 0
 `
 
-func captureFleet(t *testing.T, address string) *fleet {
-	t.Helper()
-	response, err := http.Get(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &fleet{text: append(text, hostLimits...)}
-}
-
 // ServeHTTP answers for the machine whose number is the path. Machine 0 is the one that was captured, the last has half of its ratios;
 // in each scrape counters go on and ratios rise a little.
 func (f *fleet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -58,17 +45,17 @@ func (f *fleet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	scrape := float64(f.scrapes[machine].Add(1))
 	var out bytes.Buffer
-	for line := range bytes.Lines(f.text) {
-		name, _, _ := bytes.Cut(line, []byte("{"))
-		space := bytes.LastIndexByte(line, ' ')
-		value, err := strconv.ParseFloat(string(bytes.TrimSpace(line[space+1:])), 64)
+	for line := range strings.Lines(f.text) {
+		name, _, _ := strings.Cut(line, "{")
+		space := strings.LastIndexByte(line, ' ')
+		value, err := strconv.ParseFloat(strings.TrimSpace(line[space+1:]), 64)
 		switch {
 		case line[0] == '#' || err != nil:
-			out.Write(line)
+			out.WriteString(line)
 			continue
-		case bytes.HasSuffix(name, []byte("_total")):
+		case strings.HasSuffix(name, "_total"):
 			value += scrape * float64(machine%7)
-		case bytes.HasSuffix(name, []byte("utilisation_ratio")):
+		case strings.HasSuffix(name, "utilisation_ratio"):
 			value *= (1 - 0.5*float64(machine)/machines) * (0.9 + 0.01*scrape)
 		}
 		fmt.Fprintf(&out, "%s %v\n", line[:space], value)
@@ -79,7 +66,7 @@ func (f *fleet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // checkFleet runs every query against the simulated fleet and prints what it costs.
 func checkFleet(t *testing.T, boards map[string]board) {
 	const interval = 5 * time.Second
-	server := httptest.NewServer(captureFleet(t, "http://"+exporterAddress+"/metrics"))
+	server := httptest.NewServer(&fleet{text: program.Get(t, "http://"+exporterAddress+"/metrics") + hostLimits})
 	t.Cleanup(server.Close)
 	var targets []map[string]any
 	for machine := range machines {

@@ -55,7 +55,7 @@ func startPrometheus(t *testing.T, port int, interval time.Duration, targets []m
 	program.Start(t, exec.Command("prometheus", "--config.file="+folder+"/prometheus.yml", "--storage.tsdb.path="+folder+"/data",
 		"--web.listen-address="+address, "--log.level=warn"))
 	s := &server{t: t, url: "http://" + address}
-	program.WaitReady(t, s.url+"/-/ready")
+	program.Get(t, s.url+"/-/ready")
 	return s
 }
 

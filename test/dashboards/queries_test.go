@@ -72,7 +72,7 @@ func TestQueries(t *testing.T) {
 		netns.SetSysctl(t, "net/ipv4/ip_local_port_range", "40000 40499") // small, so that few connections use up much of it
 		netns.SetSysctl(t, "net/ipv4/tcp_tw_reuse", "0")                  // on loopback the default takes TIME_WAITs over after a second
 		program.Start(t, exec.Command(program.Path(), "--web.listen-address="+exporterAddress))
-		program.WaitReady(t, "http://"+exporterAddress+"/metrics")
+		program.Get(t, "http://"+exporterAddress+"/metrics")
 		prometheus := startPrometheus(t, 9090, scrapeInterval, []map[string]any{{"targets": []string{exporterAddress}}})
 		boards := readBoards(t)
 

@@ -47,11 +47,11 @@ func startStack(t *testing.T, factor int) {
 	program.Start(t, exec.Command(program.Path()))
 	program.Start(t, exec.Command(alertmanagerPath, "--config.file="+filepath.Join(dir, "alertmanager.yml"), "--storage.path="+filepath.Join(dir, "alertmanager"),
 		"--web.listen-address=127.0.0.1:9093", "--cluster.listen-address="))
-	program.WaitReady(t, "http://127.0.0.1:10793/-/ready")
-	program.WaitReady(t, "http://127.0.0.1:9093/-/ready")
+	program.Get(t, "http://127.0.0.1:10793/-/ready")
+	program.Get(t, "http://127.0.0.1:9093/-/ready")
 	program.Start(t, exec.Command(prometheusPath, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "prometheus"),
 		"--web.listen-address=127.0.0.1:9090"))
-	program.WaitReady(t, "http://127.0.0.1:9090/-/ready")
+	program.Get(t, "http://127.0.0.1:9090/-/ready")
 }
 
 // alert is one alert of a notification, as Alertmanager's webhook sends it.
@@ -135,17 +135,12 @@ func (w *webhook) wait(t *testing.T, name, status string, labels map[string]stri
 // inhibitedBy returns how many alerts keep Alertmanager from telling of that one.
 func inhibitedBy(t *testing.T, name string) int {
 	t.Helper()
-	response, err := http.Get("http://127.0.0.1:9093/api/v2/alerts?filter=alertname%3D" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
 	var alerts []struct {
 		Status struct {
 			InhibitedBy []string `json:"inhibitedBy"`
 		} `json:"status"`
 	}
-	if err := json.NewDecoder(response.Body).Decode(&alerts); err != nil {
+	if err := json.Unmarshal([]byte(program.Get(t, "http://127.0.0.1:9093/api/v2/alerts?filter=alertname%3D"+name)), &alerts); err != nil {
 		t.Fatal(err)
 	}
 	by := 0

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
+	"regexp"
 	"sync"
 	"syscall"
 	"testing"
@@ -62,24 +63,86 @@ func Start(t testing.TB, cmd *exec.Cmd) *Process {
 	return p
 }
 
-// WaitReady waits for a page that comes with status 200.
-func WaitReady(t testing.TB, url string) {
+// Stop sends SIGTERM, waits for the program to end with status 0, and returns how long that took.
+func (p *Process) Stop(t testing.TB) time.Duration {
 	t.Helper()
-	var last error
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		response, err := http.Get(url)
-		if err == nil {
-			// Read to the end, so that the connection is kept and leaves no TIME_WAIT.
-			_, err = io.Copy(io.Discard, response.Body)
-			_ = response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return
-			}
-			if err == nil {
-				err = fmt.Errorf("%s", response.Status)
-			}
-		}
-		last = err
+	start := time.Now()
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("%s: not ready after 30 s: %v", url, last)
+	select {
+	case <-p.Exited:
+	case <-time.After(patience):
+		t.Fatalf("still running %v after SIGTERM", patience)
+	}
+	if !p.ProcessState.Success() {
+		t.Errorf("after SIGTERM: %v", p.ProcessState)
+	}
+	return time.Since(start)
+}
+
+// Address waits until the exporter says where it listens.
+func (p *Process) Address(t testing.TB) string {
+	t.Helper()
+	says := regexp.MustCompile(`msg="Listening on" address=(\S+)\n`)
+	var address []string
+	Eventually(t, func() error {
+		if address = says.FindStringSubmatch(p.Log.String()); address != nil {
+			return nil
+		}
+		select {
+		case <-p.Exited:
+			t.Fatalf("%s ended instead of listening: %v", p.Cmd, p.ProcessState)
+		default:
+		}
+		return fmt.Errorf("%s does not listen", p.Cmd)
+	})
+	return address[1]
+}
+
+// patience is how long anything that must happen may take.
+const patience = 30 * time.Second
+
+// Eventually tries again until there is no error, which says how it stands.
+func Eventually(t testing.TB, try func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("for %v: %v", patience, err)
+		}
+	}
+}
+
+// Fetch asks until a server answers, and is ready.
+func Fetch(t testing.TB, client *http.Client, url string) (status int, body string) {
+	t.Helper()
+	Eventually(t, func() error {
+		response, err := client.Get(url)
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close() //nolint:errcheck // it was read
+		// To the end, so that the connection is kept and leaves no TIME_WAIT.
+		text, err := io.ReadAll(response.Body)
+		status, body = response.StatusCode, string(text)
+		if status == http.StatusServiceUnavailable {
+			return fmt.Errorf("%s: %s", url, response.Status)
+		}
+		return err
+	})
+	return status, body
+}
+
+// Get is Fetch for a page that must come with status 200.
+func Get(t testing.TB, url string) string {
+	t.Helper()
+	status, body := Fetch(t, http.DefaultClient, url)
+	if status != http.StatusOK {
+		t.Fatalf("%s: status %d\n%s", url, status, body)
+	}
+	return body
 }

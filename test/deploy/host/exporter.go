@@ -1,42 +1,10 @@
 package host
 
 import (
-	"bufio"
-	"io"
-	"net/http"
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 )
-
-// ListenAddress returns where the exporter that writes the log listens, or nothing
-// when the log ends before.
-func ListenAddress(log io.Reader) string {
-	says := regexp.MustCompile(`msg="Listening on" address=(\S+)`)
-	for lines := bufio.NewScanner(log); lines.Scan(); {
-		if address := says.FindStringSubmatch(lines.Text()); address != nil {
-			return address[1]
-		}
-	}
-	return ""
-}
-
-// Get returns a page, which must come with status 200 within 30 s.
-func Get(t testing.TB, url string) string {
-	t.Helper()
-	client := http.Client{Timeout: 30 * time.Second}
-	response, err := client.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close() //nolint:errcheck // it was read
-	body, err := io.ReadAll(response.Body)
-	if err != nil || response.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %s %v\n%s", url, response.Status, err, body)
-	}
-	return string(body)
-}
 
 // CheckMetrics checks that a scrape succeeded in all its parts, and read the host's
 // network namespace and sysctls from source.

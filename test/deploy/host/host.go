@@ -45,14 +45,6 @@ func Read(t testing.TB, path string) string {
 	return string(content)
 }
 
-// Build builds a program of a module of the checkout and returns its path.
-func Build(t testing.TB, module, pkg string) string {
-	t.Helper()
-	program := filepath.Join(t.TempDir(), "program")
-	Run(t, filepath.Join(Checkout(t), module), "go", "build", "-o", program, pkg)
-	return program
-}
-
 // Run runs a program in dir, or where the test runs if that is empty, and returns
 // what it printed to standard output. Unless it exits with 0, the test ends with
 // all of its output.

@@ -3,10 +3,7 @@
 package image
 
 import (
-	"bytes"
-	"context"
 	"debug/elf"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -18,13 +15,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"timewait_exporter/test/deploy/host"
+	"timewait_exporter/test/program"
 )
-
-// patience is how long anything that must happen may take.
-const patience = 30 * time.Second
 
 func TestImage(t *testing.T) {
 	host.NeedsRoot(t)
@@ -186,29 +180,12 @@ func (p podman) checkRun(t *testing.T, image, source string) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "podman", slices.Concat(p.flags, []string{"run", "--rm", "--name=" + source,
+	exporter := program.Start(t, exec.Command("podman", slices.Concat(p.flags, []string{"run", "--rm", "--name=" + source,
 		"--network=host", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges",
 		// podman's defaults are more than a root without CAP_SYS_RESOURCE may set.
 		"--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024",
-		image, "--web.listen-address=localhost:0", "--collector.listeners=10000", "--collector.source=" + source})...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = patience
-	output, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var log bytes.Buffer
-	address := host.ListenAddress(io.TeeReader(output, &log))
-	if address == "" {
-		t.Fatalf("it does not listen: %v\n%s", cmd.Wait(), &log)
-	}
-
-	body := host.Get(t, "http://"+address+"/metrics")
+		image, "--web.listen-address=localhost:0", "--collector.listeners=10000", "--collector.source=" + source})...))
+	body := program.Get(t, "http://"+exporter.Address(t)+"/metrics")
 	host.CheckMetrics(t, body, source)
 	_, port, err := net.SplitHostPort(listener.Addr().String())
 	if err != nil {
@@ -226,13 +203,5 @@ func (p podman) checkRun(t *testing.T, image, source string) {
 		t.Errorf("the root is not read-only in\n%s", mounts)
 	}
 
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(&log, output); err != nil {
-		t.Error(err)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("SIGTERM: %v\n%s", err, &log)
-	}
+	exporter.Stop(t)
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,18 +13,20 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	core "k8s.io/api/core/v1"
 
 	"timewait_exporter/test/deploy/host"
+	"timewait_exporter/test/program"
 )
+
+func TestMain(m *testing.M) { program.Main(m, "../../..") }
 
 // knownFlags returns the flags in the program's --help.
 func knownFlags(t testing.TB) map[string]bool {
 	t.Helper()
 	flags := map[string]bool{}
-	for _, found := range regexp.MustCompile(`(?m)^ +(?:-\w, )?--(\[no-\])?([\w.-]+)`).FindAllStringSubmatch(host.Run(t, "", host.Build(t, ".", "./cmd/timewait_exporter"), "--help"), -1) {
+	for _, found := range regexp.MustCompile(`(?m)^ +(?:-\w, )?--(\[no-\])?([\w.-]+)`).FindAllStringSubmatch(host.Run(t, "", program.Path(), "--help"), -1) {
 		flags["--"+found[2]] = true
 		if found[1] != "" {
 			flags["--no-"+found[2]] = true
@@ -40,16 +41,14 @@ func knownFlags(t testing.TB) map[string]bool {
 // TestRun runs the program as the chart would and asks what probes and Prometheus
 // ask.
 func TestRun(t *testing.T) {
-	program := host.Build(t, ".", "./cmd/timewait_exporter")
-
 	t.Run("plain", func(t *testing.T) {
 		port := freePort(t)
 		c := install(t, fmt.Sprintf("port: %d\nlistenOnAllInterfaces: false\nextraArgs: [--collector.source=auto, --collector.remotes=10]", port))
 		_, container := c.pod(t)
-		start(t, program, container, "")
+		start(t, container, "")
 		address := fmt.Sprintf("http://127.0.0.1:%d", port)
 		for _, path := range []string{container.ReadinessProbe.HTTPGet.Path, container.LivenessProbe.HTTPGet.Path, "/metrics"} {
-			status, _ := eventually(t, http.DefaultClient, address+path)
+			status, _ := program.Fetch(t, http.DefaultClient, address+path)
 			if status != http.StatusOK {
 				t.Errorf("%s answers %d", path, status)
 			}
@@ -76,13 +75,13 @@ func TestRun(t *testing.T) {
 				}
 			}
 		}
-		start(t, program, container, dir)
+		start(t, container, dir)
 		address := fmt.Sprintf("https://%s127.0.0.1:%d/metrics", "prometheus:secret@", port)
-		if status, body := eventually(t, client, address); status != http.StatusOK || !strings.Contains(body, "timewait_exporter_netns_info") {
+		if status, body := program.Fetch(t, client, address); status != http.StatusOK || !strings.Contains(body, "timewait_exporter_netns_info") {
 			t.Errorf("with the password it answers %d", status)
 		}
 		// What the chart's probe would meet, were it not a TCP probe.
-		if status, _ := eventually(t, client, strings.Replace(address, "prometheus:secret@", "", 1)); status != http.StatusUnauthorized {
+		if status, _ := program.Fetch(t, client, strings.Replace(address, "prometheus:secret@", "", 1)); status != http.StatusUnauthorized {
 			t.Errorf("without the password it answers %d", status)
 		}
 	})
@@ -90,7 +89,7 @@ func TestRun(t *testing.T) {
 
 // start runs the program with the container's arguments, as the kubelet does on a
 // node whose address is 127.0.0.1. dir stands for the container's volume.
-func start(t *testing.T, program string, container core.Container, dir string) {
+func start(t *testing.T, container core.Container, dir string) {
 	t.Helper()
 	var args []string
 	for _, arg := range container.Args {
@@ -102,19 +101,7 @@ func start(t *testing.T, program string, container core.Container, dir string) {
 		}
 		args = append(args, arg)
 	}
-	cmd := exec.CommandContext(t.Context(), program, args...)
-	var log strings.Builder
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		// The test's context, which has ended, has killed it.
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("%q wrote:\n%s", cmd.Args, &log)
-		}
-	})
+	program.Start(t, exec.Command(program.Path(), args...))
 }
 
 // makeSecrets returns the Secrets of the values tls, and a client that trusts the
@@ -138,26 +125,6 @@ basic_auth_users:
 			"tls.key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
 		},
 	}, server.Client()
-}
-
-// eventually asks until something answers.
-func eventually(t *testing.T, client *http.Client, url string) (status int, body string) {
-	t.Helper()
-	var err error
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		var response *http.Response
-		if response, err = client.Get(url); err != nil {
-			continue
-		}
-		text, err := io.ReadAll(response.Body)
-		response.Body.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return response.StatusCode, string(text)
-	}
-	t.Fatal(err)
-	return 0, ""
 }
 
 // freePort returns a port of 127.0.0.1 that nobody has at the moment.

@@ -4,12 +4,10 @@ package release
 
 import (
 	"bytes"
-	"context"
 	"debug/buildinfo"
 	"debug/elf"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -19,9 +17,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"timewait_exporter/test/deploy/host"
+	"timewait_exporter/test/program"
 )
 
 const version = "1.2.3-rc.1"
@@ -310,26 +308,9 @@ func swapWords(t *testing.T, table string) {
 // proc file system.
 func scrape(t *testing.T, command []string, proc string) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	cmd := exec.CommandContext(ctx, command[0],
-		append(command[1:], "--path.procfs="+proc, "--web.listen-address=127.0.0.1:0")...)
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Wait()
-	defer cancel()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-
-	var logged strings.Builder
-	address := host.ListenAddress(io.TeeReader(stderr, &logged))
-	if address == "" {
-		t.Fatalf("%s does not listen:\n%s", strings.Join(command, " "), &logged)
-	}
+	exporter := program.Start(t, exec.Command(command[0], append(command[1:], "--path.procfs="+proc, "--web.listen-address=127.0.0.1:0")...))
 	var samples []string
-	for line := range strings.Lines(host.Get(t, "http://"+address+"/metrics")) {
+	for line := range strings.Lines(program.Get(t, "http://"+exporter.Address(t)+"/metrics")) {
 		if strings.HasPrefix(line, "tcp_") || strings.HasPrefix(line, "kernel_") || strings.HasPrefix(line, "timewait_exporter_collector_success") {
 			samples = append(samples, strings.TrimSuffix(line, "\n"))
 		}

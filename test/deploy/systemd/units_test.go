@@ -14,7 +14,10 @@ import (
 	"testing"
 
 	"timewait_exporter/test/deploy/host"
+	"timewait_exporter/test/program"
 )
+
+func TestMain(m *testing.M) { program.Main(m, "../../..") }
 
 const (
 	service = "timewait_exporter.service"
@@ -112,8 +115,7 @@ func TestUnits(t *testing.T) {
 func install(t *testing.T) string {
 	t.Helper()
 	usr, checkout := t.TempDir(), host.Checkout(t)
-	t.Setenv("CGO_ENABLED", "0")
-	host.Run(t, checkout, "go", "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(usr, "bin", "timewait_exporter"), "./cmd/timewait_exporter")
+	host.Run(t, "", "install", "-D", program.Path(), filepath.Join(usr, "bin/timewait_exporter"))
 	units := filepath.Join(usr, "lib/systemd/system")
 	if err := os.CopyFS(units, os.DirFS(filepath.Join(checkout, "deploy/systemd"))); err != nil {
 		t.Fatal(err)
