@@ -65,6 +65,9 @@ func TestMaxRequests(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
 		root, table := hangingTable(t)
 		e := startExporter(t, "--path.procfs="+root, "--web.max-requests=1")
+		if _, _, err := e.get("/-/healthy", nil); err != nil { // it has started
+			t.Fatal(err)
+		}
 		first := make(chan error, 1)
 		go func() {
 			_, err := e.tryScrape()
