@@ -39,8 +39,11 @@ func TestBugs(t *testing.T) {
 			program.Eventually(t, func() error {
 				_, rest, _ := strings.Cut(program.Get(t, "http://127.0.0.1:10793/metrics"), "\n"+series)
 				var ports int
-				if _, err := fmt.Sscan(rest, &ports); err != nil || ports < atLeast {
-					return fmt.Errorf("%d ports in %s, %v", ports, state, err)
+				if _, err := fmt.Sscan(rest, &ports); err != nil {
+					return fmt.Errorf("ports in %s: %w", state, err)
+				}
+				if ports < atLeast {
+					return fmt.Errorf("%d ports in %s", ports, state)
 				}
 				return nil
 			})

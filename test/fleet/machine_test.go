@@ -1,14 +1,16 @@
-package main
+package fleet
 
 import (
-	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"testing"
 
 	"timewait_exporter/test/program"
 )
@@ -137,56 +139,42 @@ func (p page) series() int {
 	return n
 }
 
-// scrapeMachines builds the exporter and lets it read a copy of /proc for each machine.
-func scrapeMachines(ctx context.Context, o options, dir string) ([]page, error) {
-	exporter, err := program.Build(ctx, o.checkout, dir)
-	if err != nil {
-		return nil, err
-	}
+// scrapeMachines lets the exporter read a copy of /proc for each machine.
+func scrapeMachines(t testing.TB, exporterFlags ...string) []page {
+	t.Helper()
 	var pages []page
-	for i, m := range machines() {
-		p, err := m.scrape(ctx, o, exporter, filepath.Join(dir, fmt.Sprint("machine", i)))
-		if err != nil {
-			return nil, err
-		}
-		pages = append(pages, p)
+	for _, m := range machines() {
+		pages = append(pages, m.scrape(t, exporterFlags))
 	}
-	return pages, nil
+	return pages
 }
 
-func (m machine) scrape(ctx context.Context, o options, exporter, proc string) (page, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+func (m machine) scrape(t testing.TB, exporterFlags []string) page {
+	t.Helper()
+	proc := t.TempDir()
 	// What is not the table is a quiet host's.
-	if err := os.CopyFS(proc, os.DirFS(filepath.Join(o.checkout, "collector/testdata/quiet_host/proc"))); err != nil {
-		return page{}, err
-	}
+	err := os.CopyFS(proc, os.DirFS(checkout+"/collector/testdata/quiet_host/proc"))
 	for name, content := range map[string]string{"tcp": m.table().String(), "tcp6": header} {
-		if err := os.WriteFile(filepath.Join(proc, "1/net", name), []byte(content), 0o644); err != nil {
-			return page{}, err
-		}
+		err = errors.Join(err, os.WriteFile(filepath.Join(proc, "1/net", name), []byte(content), 0o644))
 	}
-	address, err := freeAddress()
 	if err != nil {
-		return page{}, err
+		t.Fatal(err)
 	}
-	cmd, err := start(ctx, exporter, append([]string{"--log.level=error", "--web.listen-address=" + address, "--path.procfs=" + proc}, o.exporterFlags...)...)
-	if err != nil {
-		return page{}, err
-	}
-	defer func() { cancel(); _ = cmd.Wait() }() // it was told to end
-	if err := waitReady(ctx, "http://"+address+"/-/ready"); err != nil {
-		return page{}, err
-	}
-	text, err := fetch(ctx, http.MethodGet, "http://"+address+"/metrics", "identity")
-	if err != nil {
-		return page{}, err
-	}
-	gzipped, err := fetch(ctx, http.MethodGet, "http://"+address+"/metrics", "gzip")
-	if err != nil {
-		return page{}, err
-	}
-	return page{machine: m, text: withQueueLimits(string(text)), gzipped: len(gzipped)}, nil
+	exporter := program.Start(t, exec.Command(program.Path(), append([]string{"--web.listen-address=127.0.0.1:0", "--path.procfs=" + proc}, exporterFlags...)...))
+	url := "http://" + exporter.Address(t) + "/metrics"
+	text := program.Get(t, url)
+	// A client that does not ask for gzip itself leaves the body as it came.
+	_, gzipped := program.Fetch(t, &http.Client{Transport: gzipOnly{}}, url)
+	exporter.Stop(t)
+	return page{machine: m, text: withQueueLimits(text), gzipped: len(gzipped)}
+}
+
+// gzipOnly asks for gzip and does not undo it.
+type gzipOnly struct{}
+
+func (gzipOnly) RoundTrip(request *http.Request) (*http.Response, error) {
+	request.Header.Set("Accept-Encoding", "gzip")
+	return http.DefaultTransport.RoundTrip(request)
 }
 
 // withQueueLimits adds what the exporter asks sock_diag for, which a copy of /proc
