@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -29,6 +31,8 @@ func TestMain(m *testing.M) { program.Main(m, "../..") }
 // no other's.
 func TestScripts(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
+		// Who was started with SIGHUP ignored would hand that on to the program.
+		signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
 		var scripts atomic.Int32
 		testscript.Run(t, testscript.Params{
 			Dir: "testdata",
