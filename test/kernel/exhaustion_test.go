@@ -121,6 +121,24 @@ func alone(ip netip.Addr, high int, reserved string, want int, listeners ...stri
 	}
 }
 
+// serverSide has connections to a port in TIME_WAIT on the side of the server, which take
+// so many ports of the pool.
+func serverSide(port uint16, taken int) func(t *testing.T) {
+	return func(t *testing.T) {
+		setPorts(t, 40000, 40009, "")
+		for _, p := range netns.Serve(t, loopback4, port).MustConnectFrom(t, loopback4, 20000, 30) {
+			p.CloseServerFirst(t)
+		}
+		es := startExporters(t)
+		for _, p := range es.scrape(t) {
+			p.want(t, 30, "tcp_connections", "direction", "inbound", "state", "time_wait")
+			p.want(t, float64(taken), "tcp_ephemeral_ports_used")
+			p.want(t, float64(taken)/10, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+		}
+		wantCalls(t, exhaustService(t, es, netns.Serve(t, loopback4, 9001)), 10-taken)
+	}
+}
+
 // TestConnectExhaustion asks the kernel at every step: does connect() fail
 // when the gauge is 1, and only then?
 func TestConnectExhaustion(t *testing.T) {
@@ -205,34 +223,8 @@ func TestConnectExhaustion(t *testing.T) {
 				p.want(t, 20, "tcp_connections", "family", "ipv4", "direction", "outbound", "state", "established")
 			}
 		}},
-		{"server_side_TIME_WAIT", func(t *testing.T) {
-			setPorts(t, 40000, 40009, "")
-			s := netns.Serve(t, loopback4, 9000)
-			for _, p := range s.MustConnectFrom(t, loopback4, 20000, 30) {
-				p.CloseServerFirst(t)
-			}
-			es := startExporters(t)
-			for _, p := range es.scrape(t) {
-				p.want(t, 30, "tcp_connections", "direction", "inbound", "state", "time_wait")
-				p.want(t, 0, "tcp_ephemeral_ports_used")
-				p.want(t, 0, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
-			}
-			wantCalls(t, exhaustService(t, es, s), 10)
-		}},
-		{"server_side_TIME_WAIT_inside", func(t *testing.T) {
-			setPorts(t, 40000, 40009, "")
-			inside := netns.Serve(t, loopback4, 40005)
-			for _, p := range inside.MustConnectFrom(t, loopback4, 20000, 30) {
-				p.CloseServerFirst(t)
-			}
-			es := startExporters(t)
-			for _, p := range es.scrape(t) {
-				p.want(t, 30, "tcp_connections", "direction", "inbound", "state", "time_wait")
-				p.want(t, 1, "tcp_ephemeral_ports_used")
-				p.want(t, 0.1, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
-			}
-			wantCalls(t, exhaustService(t, es, netns.Serve(t, loopback4, 9000)), 9)
-		}},
+		{"server_side_TIME_WAIT", serverSide(9000, 0)},
+		{"server_side_TIME_WAIT_inside", serverSide(40005, 1)},
 		{"every_closing_state", func(t *testing.T) {
 			// None of them gives its port back before TIME_WAIT is over.
 			setPorts(t, 40000, 40019, "")
@@ -241,7 +233,7 @@ func TestConnectExhaustion(t *testing.T) {
 			for _, k := range kinds {
 				so := netns.NewSocket(t, unix.AF_INET)
 				so.Start(t, far)
-				k.reach(t, established{so, w.Answer(t, so.Local(t), far)})
+				k.reach(t, so, w.Answer(t, so.Local(t), far))
 			}
 			n := exhaust(t, startExporters(t), "connect", unix.EADDRNOTAVAIL, 0, func() error {
 				return netns.NewSocket(t, unix.AF_INET).TryStart(far)
@@ -560,7 +552,7 @@ func TestTimeWaitReuse(t *testing.T) {
 			for range 10 {
 				so := netns.NewSocket(t, unix.AF_INET)
 				so.Start(t, far)
-				closing.reach(t, established{so, w.Answer(t, so.Local(t), far)})
+				closing.reach(t, so, w.Answer(t, so.Local(t), far))
 			}
 			for port := range uint16(5) {
 				netns.Serve(t, loopback4, 9000+port).MustConnect(t, 3)

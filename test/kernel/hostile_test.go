@@ -121,39 +121,39 @@ func TestHostileClients(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		clients int
+		tls     bool
 		behave  func(net.Conn)
 	}{
-		"announce_a_body":       {60, send(get + "Content-Length: 10\r\n\r\n")},
-		"announce_chunks":       {60, send(get + "Transfer-Encoding: chunked\r\n\r\n")},
-		"post_nothing":          {60, send("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")},
-		"expect_to_be_asked":    {60, send(get + "Expect: 100-continue\r\nContent-Length: 10\r\n\r\n")},
-		"do_not_read":           {300, send(strings.Repeat(get+"\r\n", 100))},
-		"idle":                  {1500, send("GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n")},
-		"say_nothing":           {1500, func(net.Conn) {}},
-		"send_half_a_request":   {1500, send(get)},
-		"do_not_read_a_runbook": {1000, send(strings.Repeat("GET /runbooks/TCPSynFlood HTTP/1.1\r\nHost: a\r\n\r\n", 100))},
+		"announce_a_body":       {60, false, send(get + "Content-Length: 10\r\n\r\n")},
+		"announce_chunks":       {60, false, send(get + "Transfer-Encoding: chunked\r\n\r\n")},
+		"post_nothing":          {60, false, send("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")},
+		"expect_to_be_asked":    {60, false, send(get + "Expect: 100-continue\r\nContent-Length: 10\r\n\r\n")},
+		"do_not_read":           {300, false, send(strings.Repeat(get+"\r\n", 100))},
+		"idle":                  {1500, false, send("GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n")},
+		"idle_with_TLS":         {700, true, func(net.Conn) {}},
+		"say_nothing":           {1500, false, func(net.Conn) {}},
+		"send_half_a_request":   {1500, false, send(get)},
+		"do_not_read_a_runbook": {1000, false, send(strings.Repeat("GET /runbooks/TCPSynFlood HTTP/1.1\r\nHost: a\r\n\r\n", 100))},
 	} {
 		t.Run(name, func(t *testing.T) {
 			netns.Run(t, func(t *testing.T) {
-				e := startListening(t, hostileAddress)
-				h := newHonest(t, nil)
-				flood(t, c.clients, dialPlain, c.behave)
+				var flags []string
+				var pool *x509.CertPool
+				dial := dialPlain
+				if c.tls {
+					var config string
+					config, pool = writeWebConfig(t, "")
+					flags = append(flags, "--web.config.file="+config)
+					dialer := &tls.Dialer{Config: &tls.Config{RootCAs: pool}, NetDialer: &net.Dialer{Timeout: 10 * time.Second}}
+					dial = func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", hostileAddress) }
+				}
+				e := startListening(t, hostileAddress, flags...)
+				h := newHonest(t, pool)
+				flood(t, c.clients, dial, c.behave)
 				wantServed(t, e, h)
 			})
 		})
 	}
-	t.Run("idle_with_TLS", func(t *testing.T) {
-		netns.Run(t, func(t *testing.T) {
-			config, pool := writeWebConfig(t, "")
-			e := startListening(t, hostileAddress, "--web.config.file="+config)
-			h := newHonest(t, pool)
-			dialer := &tls.Dialer{Config: &tls.Config{RootCAs: pool}, NetDialer: &net.Dialer{Timeout: 10 * time.Second}}
-			flood(t, 700, func(ctx context.Context) (net.Conn, error) {
-				return dialer.DialContext(ctx, "tcp", hostileAddress)
-			}, func(net.Conn) {})
-			wantServed(t, e, h)
-		})
-	})
 }
 
 // TestMaxConnections opens one connection more than may be: the one that has been
@@ -308,6 +308,7 @@ func TestHostileLog(t *testing.T) {
 		}
 		return err
 	}
+	nonsense := func() error { _, err := exchange("nonsense\r\n\r\n", false); return err }
 	for name, client := range map[string]func() error{
 		"tiny_timeout": func() error {
 			// All of it, unless this machine is too busy for that.
@@ -333,38 +334,33 @@ func TestHostileLog(t *testing.T) {
 			_ = conn.(*net.TCPConn).SetLinger(0)
 			return conn.Close()
 		},
-		"nonsense": func() error { _, err := exchange("nonsense\r\n\r\n", false); return err },
+		"nonsense": nonsense,
+		"no_TLS":   nonsense,
+		"another_certificate": func() error {
+			conn, err := tls.Dial("tcp", hostileAddress, &tls.Config{RootCAs: x509.NewCertPool()})
+			if err == nil {
+				conn.Close()
+				return errors.New("trusted")
+			}
+			return nil
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			netns.Run(t, func(t *testing.T) {
-				e := startListening(t, hostileAddress)
+				var flags []string
+				if name == "no_TLS" || name == "another_certificate" {
+					config, _ := writeWebConfig(t, "")
+					flags = append(flags, "--web.config.file="+config)
+				}
+				e := startListening(t, hostileAddress, flags...)
 				wantQuiet(t, e, client)
+				if name == "no_TLS" {
+					netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "lines=") },
+						func() string { return "the log does not say how many lines were left out:\n" + e.log.String() })
+				}
 			})
 		})
 	}
-	t.Run("no_TLS", func(t *testing.T) {
-		netns.Run(t, func(t *testing.T) {
-			config, _ := writeWebConfig(t, "")
-			e := startListening(t, hostileAddress, "--web.config.file="+config)
-			wantQuiet(t, e, func() error { _, err := exchange("nonsense\r\n\r\n", false); return err })
-			netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "lines=") },
-				func() string { return "the log does not say how many lines were left out:\n" + e.log.String() })
-		})
-	})
-	t.Run("another_certificate", func(t *testing.T) {
-		netns.Run(t, func(t *testing.T) {
-			config, _ := writeWebConfig(t, "")
-			e := startListening(t, hostileAddress, "--web.config.file="+config)
-			wantQuiet(t, e, func() error {
-				conn, err := tls.Dial("tcp", hostileAddress, &tls.Config{RootCAs: x509.NewCertPool()})
-				if err == nil {
-					conn.Close()
-					return errors.New("trusted")
-				}
-				return nil
-			})
-		})
-	})
 }
 
 // wantQuiet runs a client 80 times and counts the lines in the log.

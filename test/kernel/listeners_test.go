@@ -57,63 +57,115 @@ func drain(t *testing.T, listeners []netns.Socket) {
 // the fill is 1, and only then, though the other queues have room. Nothing is full after
 // an accept.
 func TestFullAcceptQueue(t *testing.T) {
+	for _, ip := range []netip.Addr{loopback4, loopback6, netip.IPv6Unspecified()} {
+		for _, sockets := range []int{1, 8} {
+			t.Run(fmt.Sprintf("%d_on_%s", sockets, ip), func(t *testing.T) {
+				netns.Run(t, func(t *testing.T) { fillAcceptQueue(t, ip, sockets) })
+			})
+		}
+	}
+}
+
+func fillAcceptQueue(t *testing.T, ip netip.Addr, sockets int) {
+	bothSources(t)
+	const backlog = 3
+	at, to := netip.AddrPortFrom(ip, 8000), netip.AddrPortFrom(ip, 8000)
+	if ip.IsUnspecified() {
+		to = netip.AddrPortFrom(loopback4, 8000)
+	}
+	listeners := listenShared(t, at, backlog, sockets)
+	es := startExporters(t)
+	queue := queueOf(at)
+	fullest := func() (length, fill float64) {
+		t.Helper()
+		for i, p := range es.scrape(t) {
+			p.want(t, float64(sockets), "tcp_listener_sockets", queue...)
+			p.want(t, float64(sockets*backlog), "tcp_listener_accept_queue_limit", queue...)
+			length, fill = p.value(t, "tcp_listener_accept_queue", queue...), p.value(t, "tcp_listener_accept_queue_fill_ratio", queue...)
+			if fill != length/(backlog+1) { // nothing waits on the others
+				t.Fatalf("source %d: the fullest queue is at %v with %v waiting on one socket", i, fill, length)
+			}
+			full := 0.
+			if fill == 1 {
+				full = 1
+			}
+			p.want(t, full, "tcp_listener_full_sockets", queue...)
+		}
+		return length, fill
+	}
+	dropped := func() float64 { return readCounters(t)["TcpExt.ListenOverflows"] }
+	before, refused := dropped(), 0
+	for n := 0; refused < 3; n++ {
+		length, fill := fullest()
+		client := netns.NewSocket(t, netns.FamilyOf(to.Addr()))
+		client.Start(t, to)
+		now := dropped()
+		if now > before && fill < 1 || now == before && fill == 1 && sockets == 1 {
+			t.Fatalf("%v of %v waiting, and %v connections were dropped", length, backlog, now-before)
+		}
+		if now > before {
+			refused++
+			client.Close(t) // or it tries again and is counted again
+		}
+		if before = now; n == 300 {
+			t.Fatalf("%d connections were dropped, the hanging socket never was full", refused)
+		}
+		drain(t, listeners[1:])
+	}
+	listeners[0].Accept(t)
+	if _, fill := fullest(); fill == 1 {
+		t.Error("the queue is full after an accept")
+	}
+}
+
+// TestAcceptQueueLimit compares limits with what listen(2) was told, with any
+// source of the table.
+func TestAcceptQueueLimit(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
 		bothSources(t)
-		const backlog = 3
+		netns.SetSysctl(t, "net/core/somaxconn", "50")
+		es := startExporters(t)
+		f := func(at netip.AddrPort, want float64) {
+			t.Helper()
+			for _, p := range es.scrape(t) {
+				p.want(t, want, "tcp_listener_accept_queue_limit", queueOf(at)...)
+				p.want(t, 0, "tcp_listener_accept_queue", queueOf(at)...)
+			}
+		}
 		port := uint16(8000)
-		for _, ip := range []netip.Addr{loopback4, loopback6, netip.IPv6Unspecified()} {
-			for _, sockets := range []int{1, 8} {
+		for _, ip := range []netip.Addr{loopback4, netip.IPv4Unspecified(), loopback6, netip.IPv6Unspecified()} {
+			for backlog, want := range map[int]float64{0: 0, 1: 1, 7: 7, 49: 49, 50: 50, 51: 50, 4096: 50, -1: 50, 1 << 30: 50} {
 				port++
-				at, to := netip.AddrPortFrom(ip, port), netip.AddrPortFrom(ip, port)
-				if ip.IsUnspecified() {
-					to = netip.AddrPortFrom(loopback4, port)
-				}
-				listeners := listenShared(t, at, backlog, sockets)
-				es := startExporters(t)
-				queue := queueOf(at)
-				fullest := func() (length, fill float64) {
-					t.Helper()
-					for i, p := range es.scrape(t) {
-						p.want(t, float64(sockets), "tcp_listener_sockets", queue...)
-						p.want(t, float64(sockets*backlog), "tcp_listener_accept_queue_limit", queue...)
-						length, fill = p.value(t, "tcp_listener_accept_queue", queue...), p.value(t, "tcp_listener_accept_queue_fill_ratio", queue...)
-						if fill != length/(backlog+1) { // nothing waits on the others
-							t.Fatalf("%s, source %d: the fullest queue is at %v with %v waiting on one socket", at, i, fill, length)
-						}
-						full := 0.
-						if fill == 1 {
-							full = 1
-						}
-						p.want(t, full, "tcp_listener_full_sockets", queue...)
-					}
-					return length, fill
-				}
-				dropped := func() float64 { t.Helper(); return es[0].scrape(t).value(t, "tcp_listen_overflows_total") }
-				before, refused := dropped(), 0
-				for range 300 {
-					length, fill := fullest()
-					client := netns.NewSocket(t, netns.FamilyOf(to.Addr()))
-					client.Start(t, to)
-					now := dropped()
-					if now > before && fill < 1 || now == before && fill == 1 && sockets == 1 {
-						t.Fatalf("%s: %v of %v waiting, and %v connections were dropped", at, length, backlog, now-before)
-					}
-					if now > before {
-						refused++
-						client.Close(t) // or it tries again and is counted again
-					}
-					if before = now; refused == 3 {
-						break
-					}
-					drain(t, listeners[1:])
-				}
-				if refused < 3 {
-					t.Errorf("%s: %d connections were dropped, the hanging socket never was full", at, refused)
-				}
-				listeners[0].Accept(t)
-				if _, fill := fullest(); fill == 1 {
-					t.Errorf("the queue of %s is full after an accept", at)
-				}
+				at := netip.AddrPortFrom(ip, port)
+				netns.Listen(t, at, backlog)
+				f(at, want)
+			}
+		}
+
+		at := netip.MustParseAddrPort("127.0.0.1:9000")
+		listener := netns.Listen(t, at, 4096)
+		f(at, 50)
+		// The sysctl is for those that call listen() after it was changed.
+		netns.SetSysctl(t, "net/core/somaxconn", "100")
+		f(at, 50)
+		for backlog, want := range map[int]float64{80: 80, 4096: 100, 5: 5} {
+			if err := unix.Listen(listener.FD, backlog); err != nil {
+				t.Fatal(os.NewSyscallError("listen", err))
+			}
+			f(at, want)
+		}
+
+		// Listeners that share an address are one series.
+		at = netip.MustParseAddrPort("[::1]:9001")
+		listenShared(t, at, 10, 1)
+		listenShared(t, at, 20, 1)
+		f(at, 30)
+
+		// No limit without a listener, no listener without a limit.
+		listener.Close(t)
+		for _, p := range es.scrape(t) {
+			if n, m := len(p.series("tcp_listener_accept_queue")), len(p.series("tcp_listener_accept_queue_limit")); n != m || n < 30 {
+				t.Errorf("%d listeners with a queue, %d with a limit", n, m)
 			}
 		}
 	})

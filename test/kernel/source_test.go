@@ -226,59 +226,6 @@ func TestIdleBoundSockets(t *testing.T) {
 	})
 }
 
-// TestAcceptQueueLimit compares limits with what listen(2) was told, with any
-// source of the table.
-func TestAcceptQueueLimit(t *testing.T) {
-	netns.Run(t, func(t *testing.T) {
-		bothSources(t)
-		netns.SetSysctl(t, "net/core/somaxconn", "50")
-		es := startExporters(t)
-		f := func(at netip.AddrPort, want float64) {
-			t.Helper()
-			for _, p := range es.scrape(t) {
-				p.want(t, want, "tcp_listener_accept_queue_limit", "local_ip", at.Addr().String(), "local_port", fmt.Sprint(at.Port()))
-				p.want(t, 0, "tcp_listener_accept_queue", "local_ip", at.Addr().String(), "local_port", fmt.Sprint(at.Port()))
-			}
-		}
-		port := uint16(8000)
-		for _, ip := range []netip.Addr{loopback4, netip.IPv4Unspecified(), loopback6, netip.IPv6Unspecified()} {
-			for backlog, want := range map[int]float64{0: 0, 1: 1, 7: 7, 49: 49, 50: 50, 51: 50, 4096: 50, -1: 50, 1 << 30: 50} {
-				port++
-				at := netip.AddrPortFrom(ip, port)
-				netns.Listen(t, at, backlog)
-				f(at, want)
-			}
-		}
-
-		at := netip.MustParseAddrPort("127.0.0.1:9000")
-		listener := netns.Listen(t, at, 4096)
-		f(at, 50)
-		// The sysctl is for those that call listen() after it was changed.
-		netns.SetSysctl(t, "net/core/somaxconn", "100")
-		f(at, 50)
-		for backlog, want := range map[int]float64{80: 80, 4096: 100, 5: 5} {
-			if err := unix.Listen(listener.FD, backlog); err != nil {
-				t.Fatal(os.NewSyscallError("listen", err))
-			}
-			f(at, want)
-		}
-
-		// Listeners that share an address are one series.
-		at = netip.MustParseAddrPort("[::1]:9001")
-		listenShared(t, at, 10, 1)
-		listenShared(t, at, 20, 1)
-		f(at, 30)
-
-		// No limit without a listener, no listener without a limit.
-		listener.Close(t)
-		for _, p := range es.scrape(t) {
-			if n, m := len(p.series("tcp_listener_accept_queue")), len(p.series("tcp_listener_accept_queue_limit")); n != m || n < 30 {
-				t.Errorf("%d listeners with a queue, %d with a limit", n, m)
-			}
-		}
-	})
-}
-
 // TestNoNetlink runs the program where it may not make netlink sockets, as
 // container runtimes and systemd's RestrictAddressFamilies do.
 func TestNoNetlink(t *testing.T) {

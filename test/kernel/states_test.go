@@ -5,18 +5,13 @@ import (
 	"maps"
 	"math"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"timewait_exporter/test/netns"
 )
-
-// established is one connection whose far end is the test.
-type established struct {
-	socket netns.Socket
-	far    *netns.FarEnd
-}
 
 // A kind is one way a connection can look in the socket table.
 type kind struct {
@@ -27,76 +22,47 @@ type kind struct {
 	// orphan is a full socket that its program has closed.
 	orphan bool
 	count  int
-	reach  func(t *testing.T, c established)
+	steps  string // to it, in the words of reach
 }
 
 // kinds are those that an established connection can be brought to, in
 // either direction. The counts differ so that no two can be mixed up.
 var kinds = []kind{
-	{"established", true, false, 7, func(*testing.T, established) {}},
-	{"fin_wait1", true, false, 1, func(t *testing.T, c established) {
-		c.socket.Shutdown(t)
-	}},
-	{"fin_wait1", true, true, 3, func(t *testing.T, c established) {
-		c.socket.Close(t)
-	}},
-	{"fin_wait2", true, false, 2, func(t *testing.T, c established) {
-		c.socket.Shutdown(t)
-		c.far.Expect(t, netns.FlagFIN)
-		c.far.Confirm(t)
-	}},
-	{"fin_wait2", true, true, 1, func(t *testing.T, c established) {
-		// The kernel keeps a full socket while more than a minute is left.
-		c.socket.Set(t, unix.SOL_TCP, unix.TCP_LINGER2, 100)
-		c.socket.Close(t)
-		c.far.Expect(t, netns.FlagFIN)
-		c.far.Confirm(t)
-	}},
-	{"fin_wait2", false, false, 3, func(t *testing.T, c established) {
-		c.socket.Close(t)
-		c.far.Expect(t, netns.FlagFIN)
-		c.far.Confirm(t)
-	}},
-	{"time_wait", false, false, 5, func(t *testing.T, c established) {
-		c.socket.Close(t)
-		c.far.Expect(t, netns.FlagFIN)
-		c.far.Confirm(t)
-		c.far.Finish(t)
-	}},
-	{"time_wait", false, false, 4, func(t *testing.T, c established) {
-		// By way of closing: both ends close at once.
-		c.socket.Close(t)
-		c.far.Finish(t)
-		c.far.Expect(t, netns.FlagFIN)
-		c.far.Confirm(t)
-	}},
-	{"close_wait", true, false, 4, func(t *testing.T, c established) {
-		c.far.Finish(t)
-	}},
-	{"last_ack", true, false, 1, func(t *testing.T, c established) {
-		c.far.Finish(t)
-		c.far.Expect(t, netns.FlagACK)
-		c.socket.Shutdown(t)
-	}},
-	{"last_ack", true, true, 2, func(t *testing.T, c established) {
-		c.far.Finish(t)
-		c.far.Expect(t, netns.FlagACK)
-		c.socket.Close(t)
-	}},
-	{"closing", true, false, 2, func(t *testing.T, c established) {
-		c.socket.Shutdown(t)
-		c.far.Finish(t)
-	}},
-	{"established", true, false, 2, func(t *testing.T, c established) {
-		c.far.Send(t, netns.FlagACK|netns.FlagPSH, make([]byte, 1000))
-	}},
-	{"established", true, false, 1, func(t *testing.T, c established) {
-		c.socket.Write(t, make([]byte, 500))
-	}},
-	{"closing", true, true, 4, func(t *testing.T, c established) {
-		c.socket.Close(t)
-		c.far.Finish(t)
-	}},
+	{"established", true, false, 7, ""},
+	{"established", true, false, 2, "SENDS"},
+	{"established", true, false, 1, "writes"},
+	{"fin_wait1", true, false, 1, "shuts-down"},
+	{"fin_wait1", true, true, 3, "closes"},
+	{"fin_wait2", true, false, 2, "shuts-down GETS-FIN ACKS"},
+	// The kernel keeps a full socket while more than a minute is left.
+	{"fin_wait2", true, true, 1, "lingers closes GETS-FIN ACKS"},
+	{"fin_wait2", false, false, 3, "closes GETS-FIN ACKS"},
+	{"time_wait", false, false, 5, "closes GETS-FIN ACKS FINISHES"},
+	{"time_wait", false, false, 4, "closes FINISHES GETS-FIN ACKS"}, // by way of closing: both ends close at once
+	{"close_wait", true, false, 4, "FINISHES"},
+	{"last_ack", true, false, 1, "FINISHES GETS-ACK shuts-down"},
+	{"last_ack", true, true, 2, "FINISHES GETS-ACK closes"},
+	{"closing", true, false, 2, "shuts-down FINISHES"},
+	{"closing", true, true, 4, "closes FINISHES"},
+}
+
+// reach brings a connection there. In capitals is what the far end does.
+func (k kind) reach(t *testing.T, near netns.Socket, far *netns.FarEnd) {
+	t.Helper()
+	steps := map[string]func(){
+		"writes":     func() { near.Write(t, make([]byte, 500)) },
+		"shuts-down": func() { near.Shutdown(t) },
+		"lingers":    func() { near.Set(t, unix.SOL_TCP, unix.TCP_LINGER2, 100) },
+		"closes":     func() { near.Close(t) },
+		"SENDS":      func() { far.Send(t, netns.FlagACK|netns.FlagPSH, make([]byte, 1000)) },
+		"GETS-FIN":   func() { far.Expect(t, netns.FlagFIN) },
+		"GETS-ACK":   func() { far.Expect(t, netns.FlagACK) },
+		"ACKS":       func() { far.Confirm(t) },
+		"FINISHES":   func() { far.Finish(t) },
+	}
+	for step := range strings.FieldsSeq(k.steps) {
+		steps[step]()
+	}
 }
 
 // stack is one way of speaking IP: the same connections are built in each.
@@ -244,7 +210,7 @@ func buildInbound(t *testing.T, w *netns.Wire, s stack) (rs rows) {
 		for range k.count {
 			f := w.Call(t, next(), near)
 			f.Confirm(t)
-			k.reach(t, established{listener.Accept(t), f})
+			k.reach(t, listener.Accept(t), f)
 			rs = append(rs, row{s, "inbound", k.state, k.full, k.orphan, true, near, far})
 		}
 	}
@@ -263,7 +229,7 @@ func buildOutbound(t *testing.T, w *netns.Wire, s stack) (rs rows) {
 			so := netns.NewSocket(t, s.socket)
 			so.Start(t, far)
 			near := so.Local(t)
-			k.reach(t, established{so, w.Answer(t, near, far)})
+			k.reach(t, so, w.Answer(t, near, far))
 			rs = append(rs, row{s, "outbound", k.state, k.full, k.orphan, true, near, far})
 		}
 	}
@@ -363,7 +329,7 @@ func (rs rows) settle(t *testing.T) {
 		{"sockstat TCP inuse", s.inUse4, rs.count(func(r row) bool { return r.full && r.stack.socket == unix.AF_INET })},
 		{"sockstat6 TCP6 inuse", s.inUse6, rs.count(func(r row) bool { return r.full && r.stack.socket == unix.AF_INET6 })},
 		{"sockstat tw", s.timeWait, rs.count(func(r row) bool { return !r.full && r.state != "syn_recv" })},
-		{"snmp CurrEstab", currEstab(t), rs.count(func(r row) bool { return r.state == "established" || r.state == "close_wait" })},
+		{"snmp CurrEstab", int(readCounters(t)["Tcp.CurrEstab"]), rs.count(func(r row) bool { return r.state == "established" || r.state == "close_wait" })},
 	} {
 		if c.have != c.want {
 			t.Fatalf("%s = %d, built were %d", c.name, c.have, c.want)
