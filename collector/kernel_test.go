@@ -36,21 +36,21 @@ func kernelFiles() map[string]string {
 }
 
 // readKernel reads a copy of a proc file system with these files.
-func readKernel(t *testing.T, files map[string]string, own bool) (page, map[string]error) {
+func readKernel(t *testing.T, files map[string]string) (page, map[string]error) {
 	t.Helper()
 	root := t.TempDir()
 	for name, text := range files {
 		writeFile(t, filepath.Join(root, name), text)
 	}
-	return readKernelOf(t, root, own)
+	return readKernelOf(t, root)
 }
 
 // readKernelOf returns the metrics of all parts, and the errors of those that fail.
-func readKernelOf(t *testing.T, root string, own bool) (page, map[string]error) {
+func readKernelOf(t *testing.T, root string) (page, map[string]error) {
 	t.Helper()
 	ns, node := &snapshot.Namespace{Name: "test", Kernel: make(kernelstat.Numbers)}, new(snapshot.Node)
 	failed := make(map[string]error)
-	cfg := Config{ProcRoot: root, Namespace: Namespace{Dir: filepath.Join(root, "net"), OwnSysctls: own}}
+	cfg := Config{ProcRoot: root, Namespace: Namespace{Dir: filepath.Join(root, "net"), OwnSysctls: true}}
 	for _, part := range kernelParts(cfg) {
 		read, err := part.read(t.Context())
 		maps.Copy(ns.Kernel, read)
@@ -65,9 +65,9 @@ func readKernelOf(t *testing.T, root string, own bool) (page, map[string]error) 
 }
 
 // readGood reads files that are all in order.
-func readGood(t *testing.T, files map[string]string, own bool) page {
+func readGood(t *testing.T, files map[string]string) page {
 	t.Helper()
-	p, failed := readKernel(t, files, own)
+	p, failed := readKernel(t, files)
 	if len(failed) > 0 {
 		t.Error(failed)
 	}
@@ -75,7 +75,7 @@ func readGood(t *testing.T, files map[string]string, own bool) page {
 }
 
 func TestKernel(t *testing.T) {
-	p := readGood(t, kernelFiles(), true)
+	p := readGood(t, kernelFiles())
 	f := func(want float64, name string, labels ...string) {
 		t.Helper()
 		p.want(t, want, name, labels...)
@@ -115,38 +115,24 @@ func TestKernel(t *testing.T) {
 	}
 }
 
-// TestKernelOtherSysctls leaves out the net sysctls of another namespace.
-func TestKernelOtherSysctls(t *testing.T) {
-	p := readGood(t, kernelFiles(), false)
-	for _, name := range []string{"tcp_time_wait_limit", "tcp_time_wait_reuse_mode", "tcp_time_wait_recycle_enabled", "tcp_fin_timeout_seconds",
-		"tcp_listen_backlog_limit", "tcp_syn_backlog_limit", "tcp_orphan_limit", "tcp_memory_limit_bytes"} {
-		p.wantNone(t, name)
-	}
-	for _, name := range []string{"kernel_file_handles", "kernel_file_handles_limit", "tcp_time_wait_sockets", "tcp_orphans", "tcp_active_opens_total", "tcp_memory_bytes"} {
-		if len(p.family(name)) == 0 {
-			t.Errorf("%s is missing", name)
-		}
-	}
-}
-
 // TestKernelMissing leaves out what a kernel does not have, and nothing else.
 func TestKernelMissing(t *testing.T) {
-	all := readGood(t, kernelFiles(), true)
+	all := readGood(t, kernelFiles())
 	for name := range kernelFiles() {
 		files := kernelFiles()
 		delete(files, name)
-		if p := readGood(t, files, true); len(p) >= len(all) || len(p) == 0 {
+		if p := readGood(t, files); len(p) >= len(all) || len(p) == 0 {
 			t.Errorf("without %s: %d metrics, with it %d", name, len(p), len(all))
 		}
 	}
-	if p := readGood(t, nil, true); len(p) != 0 {
+	if p := readGood(t, nil); len(p) != 0 {
 		t.Errorf("without any file: %d metrics", len(p))
 	}
 	// Counters that come and go with kernels.
 	files := kernelFiles()
 	files["net/netstat"] = "TcpExt: TW\nTcpExt: 5\n"
 	files["net/sockstat"] = "TCP: inuse 5 orphan 3\nUDP: inuse 3 mem 3\n"
-	p := readGood(t, files, true)
+	p := readGood(t, files)
 	p.want(t, 5, "tcp_time_wait_started_total")
 	p.want(t, 3, "tcp_orphans")
 	p.wantNone(t, "tcp_time_wait_sockets")
@@ -179,7 +165,7 @@ func wantOnly(t *testing.T, file string, p page, failed map[string]error, parts 
 	}
 	files := kernelFiles()
 	delete(files, file)
-	if got, want := p.text(t), readGood(t, files, true).text(t); got != want {
+	if got, want := p.text(t), readGood(t, files).text(t); got != want {
 		t.Errorf("%s failed: got\n%s\nwant\n%s", file, got, want)
 	}
 }
@@ -191,7 +177,7 @@ func TestKernelMalformed(t *testing.T) {
 		t.Helper()
 		files := kernelFiles()
 		files[name] = text
-		p, failed := readKernel(t, files, true)
+		p, failed := readKernel(t, files)
 		wantOnly(t, name, p, failed, parts...)
 	}
 	f("net/sockstat", "TCP: inuse 1 orphan 2 tw 3 alloc 9 mem -9\n", "mem", `"-9"`)
@@ -207,7 +193,7 @@ func TestKernelMalformed(t *testing.T) {
 	// Each sysctl that is wrong is named.
 	files := kernelFiles()
 	files["sys/net/ipv4/tcp_tw_reuse"], files["sys/net/core/somaxconn"] = "x", "y"
-	_, failed := readKernel(t, files, true)
+	_, failed := readKernel(t, files)
 	for _, part := range []string{"tcp_tw_reuse", `"x"`, "somaxconn", `"y"`} {
 		if !strings.Contains(fmt.Sprint(failed["sysctls"]), part) {
 			t.Errorf("%v, which should say %s", failed, part)
@@ -218,11 +204,11 @@ func TestKernelMalformed(t *testing.T) {
 // TestKernelOtherBlocks reads files in which what nobody uses is broken.
 func TestKernelOtherBlocks(t *testing.T) {
 	files := kernelFiles()
-	want := readGood(t, files, true).text(t)
+	want := readGood(t, files).text(t)
 	files["net/snmp"] = "Udp: A A\nUdp: 1\n" + files["net/snmp"] + "UdpLite:\nnonsense\n\n"
 	files["net/netstat"] += "IpExt: A\nMPTcpExt: A B\nMPTcpExt: 1\nMPTcpExt: to"
 	files["net/sockstat"] += "UDP: x\nUDP: x\nRAW"
-	if got := readGood(t, files, true).text(t); got != want {
+	if got := readGood(t, files).text(t); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
@@ -232,7 +218,7 @@ func TestKernelLarge(t *testing.T) {
 	files := kernelFiles()
 	files["sys/fs/file-nr"] = "681\t0\t9223372036854775807\n"
 	files["sys/net/ipv4/tcp_mem"] = "1\t4294967296\t18446744073709551615\n"
-	p := readGood(t, files, true)
+	p := readGood(t, files)
 	p.want(t, 1<<63-1, "kernel_file_handles_limit")
 	p.want(t, float64(1<<32)*float64(os.Getpagesize()), "tcp_memory_limit_bytes", "level", "pressure")
 	p.want(t, float64(1<<64-1)*float64(os.Getpagesize()), "tcp_memory_limit_bytes", "level", "high")
@@ -251,7 +237,7 @@ func TestKernelUnreadable(t *testing.T) {
 			t.Fatal(err)
 		}
 		withoutCapabilities(t, func() {
-			p, failed := readKernelOf(t, root, true)
+			p, failed := readKernelOf(t, root)
 			wantOnly(t, name, p, failed)
 			if !errors.Is(failed[partOf(name)], want) {
 				t.Errorf("%s: %v, want %v", name, failed, want)

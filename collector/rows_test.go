@@ -5,7 +5,6 @@ import (
 	"iter"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -220,22 +219,6 @@ func TestUnpooledFlood(t *testing.T) {
 	p.wantNone(t, "tcp_remote_connections", "remote_ip", "other")
 }
 
-// TestStatesAlwaysThere has every state that a direction can have, of both families,
-// also with no socket in it.
-func TestStatesAlwaysThere(t *testing.T) {
-	p := tallied(t, nil, everything)
-	for d := range snapshot.NumDirections {
-		for state := range d.States() {
-			if n := len(p.series("tcp_connections", "direction", d.String(), "state", state.String())); n != 2 {
-				t.Errorf("%d series of %v in %v", n, d, state)
-			}
-		}
-	}
-	if n := len(p.family("tcp_connections")); n != 2*(10+9) {
-		t.Errorf("%d series", n)
-	}
-}
-
 // TestFamily goes by the addresses, not by the table.
 func TestFamily(t *testing.T) {
 	f := func(want, row string) {
@@ -252,25 +235,13 @@ func TestFamily(t *testing.T) {
 	f("ipv6", "tcp6 established [::10.0.0.1]:80 [::10.0.0.2]:5555")
 }
 
-// TestRemotesFold counts a peer once, whichever table lists its connections.
-func TestRemotesFold(t *testing.T) {
-	p := tallied(t, nil, everything, sockets(
-		"tcp established 10.0.0.1:4001 10.0.0.2:80",
-		"tcp6 established 10.0.0.1:4002 10.0.0.2:80",
-		"tcp6 established [2001:db8::1]:4003 [2001:db8::2]:80",
-	)...)
-	p.want(t, 2, "tcp_remote_connections", "remote_ip", "10.0.0.2")
-	p.want(t, 1, "tcp_remote_connections", "remote_ip", "2001:db8::2")
-	p.want(t, 2, "tcp_remote_ips")
-	p.want(t, 2, "tcp_destinations")
-}
-
 // TestRemotePrefix folds remotes into blocks.
 func TestRemotePrefix(t *testing.T) {
 	rows := sockets(
 		"tcp established 10.0.0.1:4001 192.0.2.1:80",
 		"tcp established 10.0.0.1:4002 192.0.2.200:80",
 		"tcp6 established 10.0.0.1:4003 192.0.3.1:80",
+		"tcp6 established 10.0.0.1:4007 192.0.2.1:80", // one peer, whichever table lists it
 		"tcp6 established [2001:db8::1]:4004 [2001:db8:1:1::2]:80",
 		"tcp6 established [2001:db8::1]:4005 [2001:db8:1:1::3]:80",
 		"tcp6 established [2001:db8::1]:4006 [2001:db8:1:2::3]:80",
@@ -293,12 +264,12 @@ func TestRemotePrefix(t *testing.T) {
 		p.want(t, float64(len(want)), "tcp_remote_ips", "direction", "outbound")
 		p.want(t, 6, "tcp_destinations")
 	}
-	f(32, 128, "192.0.2.1=1", "192.0.2.200=1", "192.0.3.1=1", "2001:db8:1:1::2=1", "2001:db8:1:1::3=1", "2001:db8:1:2::3=1")
-	f(24, 64, "192.0.2.0/24=2", "192.0.3.0/24=1", "2001:db8:1:1::/64=2", "2001:db8:1:2::/64=1")
-	f(23, 48, "192.0.2.0/23=3", "2001:db8:1::/48=3")
-	f(32, 32, "192.0.2.1=1", "192.0.2.200=1", "192.0.3.1=1", "2001:db8::/32=3")
-	f(31, 128, "192.0.2.0/31=1", "192.0.2.200/31=1", "192.0.3.0/31=1", "2001:db8:1:1::2=1", "2001:db8:1:1::3=1", "2001:db8:1:2::3=1")
-	f(0, 0, "0.0.0.0/0=3", "::/0=3")
+	f(32, 128, "192.0.2.1=2", "192.0.2.200=1", "192.0.3.1=1", "2001:db8:1:1::2=1", "2001:db8:1:1::3=1", "2001:db8:1:2::3=1")
+	f(24, 64, "192.0.2.0/24=3", "192.0.3.0/24=1", "2001:db8:1:1::/64=2", "2001:db8:1:2::/64=1")
+	f(23, 48, "192.0.2.0/23=4", "2001:db8:1::/48=3")
+	f(32, 32, "192.0.2.1=2", "192.0.2.200=1", "192.0.3.1=1", "2001:db8::/32=3")
+	f(31, 128, "192.0.2.0/31=2", "192.0.2.200/31=1", "192.0.3.0/31=1", "2001:db8:1:1::2=1", "2001:db8:1:1::3=1", "2001:db8:1:2::3=1")
+	f(0, 0, "0.0.0.0/0=4", "::/0=3")
 }
 
 // TestRemotesTop names those with most connections of both directions together,
@@ -544,19 +515,6 @@ func TestPoolUnknown(t *testing.T) {
 	p.want(t, 1, "tcp_remote_connections")
 }
 
-// TestUnpooledDestination shows destinations that cost no port as such.
-func TestUnpooledDestination(t *testing.T) {
-	p := tallied(t, portsOf(t, 40000, 40009, ""), everything, sockets(
-		"tcp established 10.0.0.1:1023 10.0.0.2:80",
-		"tcp established 10.0.0.1:40000 10.0.0.2:80",
-		"tcp established 10.0.0.1:1022 10.0.0.2:2049",
-	)...)
-	p.want(t, 1, "tcp_destination_ports_used", "remote_port", "80")
-	p.want(t, 0.1, "tcp_destination_port_utilisation_ratio", "remote_port", "80")
-	p.wantNone(t, "tcp_destination_ports_used", "remote_port", "2049")
-	p.want(t, 2, "tcp_destinations")
-}
-
 // TestDestinationsTop names those that are worst off.
 func TestDestinationsTop(t *testing.T) {
 	pool := portsOf(t, 40000, 40099, "")
@@ -594,7 +552,9 @@ func TestDestinationsTop(t *testing.T) {
 	f(3, "10.0.0.3=0.07", "10.0.0.4=0", "10.0.0.5=0.06")
 	f(9, "10.0.0.2=0.05", "10.0.0.3=0.07", "10.0.0.4=0", "10.0.0.5=0.06")
 
-	// Who holds no port of the pool comes last, with however many rows.
+	// Who holds no port of the pool comes last, with however many rows. Others count
+	// without what they hold beside it.
+	rows = append(rows, socket("tcp established 10.0.0.1:1023 10.0.0.3:80"))
 	for i := range 100 {
 		rows = append(rows, socket(fmt.Sprintf("tcp established 192.0.2.5:%d 10.0.0.1:5000", 100+i)))
 	}
@@ -602,6 +562,8 @@ func TestDestinationsTop(t *testing.T) {
 		t.Helper()
 		p := tallied(t, pool, tally.Limits{Destinations: n}, rows...)
 		p.want(t, 5, "tcp_destinations")
+		p.want(t, 7, "tcp_destination_ports_used", "remote_ip", "10.0.0.3")
+		p.wantNone(t, "tcp_destination_ports_used", "remote_ip", "10.0.0.1")
 		if got := len(p.series("tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.1")); got != n-4 {
 			t.Errorf("top %d: it is named %d times", n, got)
 		}
@@ -905,6 +867,7 @@ func TestReusable(t *testing.T) {
 	// Its age follows from what is left of it.
 	for _, lasts = range []time.Duration{time.Second, 10 * time.Second, 2 * time.Minute, 10 * time.Minute} {
 		f(false, 1, true, second, 300*time.Millisecond, ip)
+		f(true, 1, true, second/10, 300*time.Millisecond, ip)
 		f(false, 1, true, second, -5*second, ip) // it lasted longer once
 	}
 	f(true, 1, true, second, 10*second, ip)
@@ -915,48 +878,4 @@ func TestReusable(t *testing.T) {
 			f(false, 1, true, second, 30*second, "tcp "+s.String()+" 10.0.0.1:40000 10.0.0.2:80")
 		}
 	}
-}
-
-// TestTimeWaitDuration has TIME_WAITs 0.3 s old that last as long as a vendor's
-// kernel says: connect() can't take their ports over yet.
-func TestTimeWaitDuration(t *testing.T) {
-	f := func(sysctl string, lasts time.Duration, bucket string) {
-		t.Helper()
-		root := t.TempDir()
-		if err := os.CopyFS(root, os.DirFS(machine(t, "vendor_time_wait").ProcRoot)); err != nil {
-			t.Fatal(err)
-		}
-		table := filepath.Join(root, "1/net/tcp")
-		text, err := os.ReadFile(table)
-		if err != nil {
-			t.Fatal(err)
-		}
-		const left = "03:000003CA" // of 10 s, in hundredths
-		if n := strings.Count(string(text), left); n != 90 {
-			t.Fatalf("%d rows with %s", n, left)
-		}
-		writeFile(t, table, strings.ReplaceAll(string(text), left, fmt.Sprintf("03:%08X", int((lasts-300*time.Millisecond)/(10*time.Millisecond)))))
-		path := filepath.Join(root, "sys/net/ipv4/tcp_tw_timeout")
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-		if sysctl != "" {
-			writeFile(t, path, sysctl+"\n")
-		}
-		p := scrapeOf(t, fixture(t, root))
-		p.want(t, lasts.Seconds(), "tcp_time_wait_duration_seconds")
-		for _, pool := range []string{"connect", "bind"} {
-			p.want(t, 0.9, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
-		}
-		p.want(t, 0.9, "tcp_destination_port_utilisation_ratio", "remote_ip", "198.51.100.9", "remote_port", "8080")
-		p.want(t, 90, "tcp_time_wait_remaining_connections", "direction", "outbound", "remaining", bucket)
-		p.want(t, 90, "tcp_time_wait_remaining_connections")
-	}
-	f("", time.Minute, "60")
-	f("1", time.Second, "1")
-	f("5", 5*time.Second, "5")
-	f("10", 10*time.Second, "10")
-	f("60", time.Minute, "60")
-	f("120", 2*time.Minute, "600")
-	f("600", 10*time.Minute, "600")
 }

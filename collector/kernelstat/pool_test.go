@@ -150,24 +150,27 @@ func TestReadPool(t *testing.T) {
 	}
 }
 
-// TestReadPoolReuse reads the rules, and has the kernel's defaults where a kernel
+// TestReadPoolReuse reads the rules, and how long TIME_WAIT lasts, and has the kernel's defaults where a kernel
 // has no such sysctl.
 func TestReadPoolReuse(t *testing.T) {
-	f := func(mode uint64, timestamps bool, delay time.Duration, sysctls map[string]string) {
+	f := func(mode uint64, timestamps bool, delay, lasts time.Duration, sysctls map[string]string) {
 		t.Helper()
 		sysctls["ip_local_port_range"] = "32768\t60999\n"
 		p, err := ReadPool(t.Context(), writePool(t, sysctls))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.ReuseMode != mode || p.Timestamps != timestamps || p.ReuseDelay != delay {
-			t.Errorf("%v: mode %d, timestamps %v, delay %v", sysctls, p.ReuseMode, p.Timestamps, p.ReuseDelay)
+		if p.ReuseMode != mode || p.Timestamps != timestamps || p.ReuseDelay != delay || p.TimeWait != lasts {
+			t.Errorf("%v: mode %d, timestamps %v, delay %v, TIME_WAIT lasts %v", sysctls, p.ReuseMode, p.Timestamps, p.ReuseDelay, p.TimeWait)
 		}
 	}
-	f(0, true, time.Second, map[string]string{})
-	f(2, true, time.Second, map[string]string{"tcp_tw_reuse": "2\n"})
-	f(1, false, time.Second, map[string]string{"tcp_tw_reuse": "1\n", "tcp_timestamps": "0\n"})
-	f(1, true, 250*time.Millisecond, map[string]string{"tcp_tw_reuse": "1\n", "tcp_timestamps": "2\n", "tcp_tw_reuse_delay": "250\n"})
+	f(0, true, time.Second, time.Minute, map[string]string{})
+	f(2, true, time.Second, time.Minute, map[string]string{"tcp_tw_reuse": "2\n"})
+	f(1, false, time.Second, time.Minute, map[string]string{"tcp_tw_reuse": "1\n", "tcp_timestamps": "0\n"})
+	f(1, true, 250*time.Millisecond, time.Minute, map[string]string{"tcp_tw_reuse": "1\n", "tcp_timestamps": "2\n", "tcp_tw_reuse_delay": "250\n"})
+	for text, lasts := range map[string]time.Duration{"1": time.Second, "5": 5 * time.Second, "10": 10 * time.Second, "60": time.Minute, "600": 10 * time.Minute} {
+		f(0, true, time.Second, lasts, map[string]string{"tcp_tw_timeout": text + "\n"})
+	}
 }
 
 // TestReadReservedPorts reads lists that are longer than one read of the kernel's
