@@ -2,9 +2,7 @@ package collector
 
 import (
 	"fmt"
-	"maps"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"strconv"
 	"testing"
@@ -126,32 +124,18 @@ func TestDevicesRandom(t *testing.T) {
 	pool.ReuseMode = 1
 	counted := tally.New(32, 128)
 	for round := range 30 {
-		type key struct {
-			remote string
-			device uint32
-		}
-		held, blocked := make(map[key]map[int]bool), make(map[key]map[int]bool)
-		note := func(ports map[key]map[int]bool, k key, port int) {
-			if ports[k] == nil {
-				ports[k] = make(map[int]bool)
-			}
-			ports[k][port] = true
-		}
+		var held, blocked [5][4][200]bool // by remote, device and port
 		var buckets [][]tcptable.Socket
 		for remote := range 1 + random.IntN(5) {
-			address := fmt.Sprintf("10.0.1.%d:80", remote)
-			for port := 40000; port < 40200; port++ {
+			for port := range 200 {
 				var bucket []tcptable.Socket
 				state := []string{"established", "time_wait"}[random.IntN(2)] // one for all, whose order the kernel's answer depends on
 				for device := range uint32(4) {
 					if random.IntN(3) > 0 {
 						continue
 					}
-					bucket = append(bucket, bound(device, socket(fmt.Sprintf("tcp %s 10.0.0.1:%d %s", state, port, address))))
-					note(held, key{address, device}, port)
-					if state == "established" {
-						note(blocked, key{address, device}, port)
-					}
+					bucket = append(bucket, bound(device, socket(fmt.Sprintf("tcp %s 10.0.0.1:%d 10.0.1.%d:80", state, 40000+port, remote))))
+					held[remote][device][port], blocked[remote][device][port] = true, state == "established"
 				}
 				random.Shuffle(len(bucket), func(i, j int) { bucket[i], bucket[j] = bucket[j], bucket[i] })
 				buckets = append(buckets, bucket)
@@ -162,26 +146,25 @@ func TestDevicesRandom(t *testing.T) {
 
 		worst := 0.
 		for remote := range 5 {
-			address := fmt.Sprintf("10.0.1.%d:80", remote)
-			none := key{address, 0}
 			most, used := 0, 0
-			for device := range uint32(4) {
-				union := maps.Clone(blocked[none])
-				if union == nil {
-					union = make(map[int]bool)
+			for device := range 4 {
+				gone, all := 0, 0
+				for port := range 200 {
+					if blocked[remote][0][port] || blocked[remote][device][port] {
+						gone++
+					}
+					if held[remote][0][port] || held[remote][device][port] {
+						all++
+					}
 				}
-				maps.Copy(union, blocked[key{address, device}])
-				all := make(map[int]bool)
-				maps.Copy(all, held[none])
-				maps.Copy(all, held[key{address, device}])
-				if len(union) > most || len(union) == most && len(all) > used {
-					most, used = len(union), len(all)
+				if gone > most || gone == most && all > used {
+					most, used = gone, all
 				}
 			}
 			if used == 0 {
 				continue
 			}
-			ip := netip.MustParseAddrPort(address).Addr().String()
+			ip := fmt.Sprintf("10.0.1.%d", remote)
 			p.want(t, float64(most)/200, "tcp_destination_port_utilisation_ratio", "remote_ip", ip)
 			p.want(t, float64(used), "tcp_destination_ports_used", "remote_ip", ip)
 			worst = max(worst, float64(most)/200)

@@ -124,12 +124,8 @@ func scrapeElsewhere(t *testing.T, root string) (page, float64) {
 // rows, of which row gives the ends.
 func writeFlood(t testing.TB, rows int, row func(i int) (local, remote uint32, localPort, remotePort uint16)) string {
 	t.Helper()
-	root := t.TempDir()
-	for name, text := range kernelFiles() {
-		writeFile(t, filepath.Join(root, name), text)
-	}
+	root := writeProc(t)
 	writeFile(t, filepath.Join(root, "sys/net/ipv4/ip_local_port_range"), "32768\t60999\n")
-	writeFile(t, filepath.Join(root, "net/tcp"), "")
 	f, err := os.Create(filepath.Join(root, "net/tcp"))
 	if err != nil {
 		t.Fatal(err)

@@ -95,7 +95,7 @@ func TestHang(t *testing.T) {
 			c, out := newLogged(t, fixture(t, root))
 			hang(t, path)
 			for range 2 {
-				p := scrapeWithin(t, c, 700*time.Millisecond)
+				p := scrapeWithin(t, c, 1500*time.Millisecond)
 				if part == "sysctls" {
 					p.wantNone(t, "tcp_syn_backlog_limit")
 					p.want(t, 0, "timewait_exporter_collector_success", "collector", part)

@@ -82,19 +82,15 @@ func TestKernel(t *testing.T) {
 	}
 	f(7, "tcp_time_wait_sockets", "netns", "test")
 	f(3, "tcp_orphans")
-	f(1, "tcp_active_opens_total", "netns", "test")
-	f(2, "tcp_passive_opens_total")
-	f(3, "tcp_attempt_fails_total")
-	f(4, "tcp_established_resets_total")
-	f(5, "tcp_retransmitted_segments_total")
-	f(6, "tcp_out_resets_total")
+	for i, counter := range []string{"active_opens", "passive_opens", "attempt_fails", "established_resets", "retransmitted_segments", "out_resets"} {
+		f(float64(1+i), "tcp_"+counter+"_total", "netns", "test")
+	}
 	f(11, "tcp_time_wait_started_total", "timer", "full")
 	f(13, "tcp_time_wait_started_total", "timer", "short")
 	f(12, "tcp_time_wait_reused_total")
-	f(14, "tcp_time_wait_overflows_total")
-	f(15, "tcp_listen_overflows_total")
-	f(16, "tcp_listen_drops_total")
-	f(17, "tcp_syn_cookies_sent_total")
+	for i, counter := range []string{"time_wait_overflows", "listen_overflows", "listen_drops", "syn_cookies_sent"} {
+		f(float64(14+i), "tcp_"+counter+"_total")
+	}
 	for i, reason := range []string{"data", "close", "memory", "timeout", "linger"} {
 		f(float64(18+i), "tcp_aborts_total", "netns", "test", "reason", reason)
 	}

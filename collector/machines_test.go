@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"flag"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -139,6 +140,32 @@ func (p page) sum(name string, labels ...string) float64 {
 		sum += value(m)
 	}
 	return sum
+}
+
+// values has "value=sum" of each value that a label of a metric has, in order.
+func (p page) values(name, label string) []string {
+	var all []string
+	for _, m := range p.family(name) {
+		for _, l := range m.GetLabel() {
+			if l.GetName() == label {
+				all = append(all, fmt.Sprintf("%s=%v", l.GetValue(), p.sum(name, label, l.GetValue())))
+			}
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// wantWorst wants the largest of a metric's series, if any, to be so much.
+func (p page) wantWorst(t *testing.T, want float64, name string) {
+	t.Helper()
+	worst := 0.
+	for _, m := range p.family(name) {
+		worst = max(worst, value(m))
+	}
+	if len(p.family(name)) > 0 && worst != want {
+		t.Errorf("the worst of %s is at %v, want %v", name, worst, want)
+	}
 }
 
 func (p page) want(t *testing.T, want float64, name string, labels ...string) {

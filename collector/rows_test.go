@@ -249,16 +249,7 @@ func TestRemotePrefix(t *testing.T) {
 	f := func(bits4, bits6 int, want ...string) {
 		t.Helper()
 		p := tallyPage(t, tally.New(bits4, bits6), nil, everything, nil, rows...)
-		var got []string
-		for _, m := range p.family("tcp_remote_connections") {
-			for _, l := range m.GetLabel() {
-				if l.GetName() == "remote_ip" {
-					got = append(got, fmt.Sprintf("%s=%v", l.GetValue(), value(m)))
-				}
-			}
-		}
-		slices.Sort(got)
-		if !slices.Equal(got, want) {
+		if got := p.values("tcp_remote_connections", "remote_ip"); !slices.Equal(got, want) {
 			t.Errorf("/%d /%d: %q, want %q", bits4, bits6, got, want)
 		}
 		p.want(t, float64(len(want)), "tcp_remote_ips", "direction", "outbound")
@@ -294,12 +285,7 @@ func TestRemotesTop(t *testing.T) {
 		t.Helper()
 		p := tallied(t, nil, tally.Limits{Remotes: remotes}, rows...)
 		p.want(t, float64(len(rows)-1), "tcp_remote_connections")
-		var got []string
-		for _, name := range []string{"10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "other"} {
-			if n := p.sum("tcp_remote_connections", "remote_ip", name); n > 0 {
-				got = append(got, fmt.Sprintf("%s=%v", name, n))
-			}
-		}
+		got := slices.DeleteFunc(p.values("tcp_remote_connections", "remote_ip"), func(v string) bool { return v == "other=0" })
 		if !slices.Equal(got, names) {
 			t.Errorf("top %d: %q, want %q", remotes, got, names)
 		}
@@ -331,13 +317,7 @@ func TestConnectRatio(t *testing.T) {
 		q.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 		q.wantNone(t, "tcp_destination_ports_used")
 		q.wantNone(t, "tcp_destination_port_utilisation_ratio")
-		worst := 0.
-		for _, m := range p.family("tcp_destination_port_utilisation_ratio") {
-			worst = max(worst, value(m))
-		}
-		if len(p.family("tcp_destination_port_utilisation_ratio")) > 0 && worst != want {
-			t.Errorf("the worst destination is at %v, want %v", worst, want)
-		}
+		p.wantWorst(t, want, "tcp_destination_port_utilisation_ratio")
 	}
 	f(0)
 	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80")
@@ -411,13 +391,7 @@ func TestBindRatio(t *testing.T) {
 		q := tallied(t, pool, tally.Limits{}, sockets(rows...)...)
 		q.wantNone(t, "tcp_local_ports_used")
 		q.want(t, float64(used), "tcp_ephemeral_ports_used")
-		worst := 0.
-		for _, m := range p.family("tcp_local_port_utilisation_ratio") {
-			worst = max(worst, value(m))
-		}
-		if len(p.family("tcp_local_port_utilisation_ratio")) > 0 && worst != want {
-			t.Errorf("the worst local IP is at %v, want %v", worst, want)
-		}
+		p.wantWorst(t, want, "tcp_local_port_utilisation_ratio")
 	}
 	f(0, 0)
 	f(1./8, 1, "tcp established 10.0.0.1:40000 10.0.0.2:80")
@@ -496,9 +470,9 @@ func TestPoolEmpty(t *testing.T) {
 	p := tallied(t, portsOf(t, 40000, 40009, "1-65535"), everything, sockets("tcp established 10.0.0.1:40000 10.0.0.2:80")...)
 	p.want(t, 0, "tcp_ephemeral_ports")
 	p.want(t, 0, "tcp_ephemeral_ports_used")
-	p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
-	p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
-	p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind_any")
+	for _, pool := range []string{"connect", "bind", "bind_any"} {
+		p.want(t, 1, "tcp_ephemeral_port_utilisation_ratio", "pool", pool)
+	}
 }
 
 // TestPoolUnknown leaves out what needs the pool, and nothing else.
@@ -532,15 +506,7 @@ func TestDestinationsTop(t *testing.T) {
 	f := func(n int, want ...string) {
 		t.Helper()
 		p := tallied(t, pool, tally.Limits{Destinations: n}, rows...)
-		var got []string
-		for _, m := range p.family("tcp_destination_port_utilisation_ratio") {
-			for _, l := range m.GetLabel() {
-				if l.GetName() == "remote_ip" {
-					got = append(got, fmt.Sprintf("%s=%v", l.GetValue(), value(m)))
-				}
-			}
-		}
-		if slices.Sort(got); !slices.Equal(got, want) {
+		if got := p.values("tcp_destination_port_utilisation_ratio", "remote_ip"); !slices.Equal(got, want) {
 			t.Errorf("top %d: %q, want %q", n, got, want)
 		}
 		p.want(t, 4, "tcp_destinations")
@@ -558,8 +524,7 @@ func TestDestinationsTop(t *testing.T) {
 	for i := range 100 {
 		rows = append(rows, socket(fmt.Sprintf("tcp established 192.0.2.5:%d 10.0.0.1:5000", 100+i)))
 	}
-	count := func(n int) {
-		t.Helper()
+	for _, n := range []int{4, 5} {
 		p := tallied(t, pool, tally.Limits{Destinations: n}, rows...)
 		p.want(t, 5, "tcp_destinations")
 		p.want(t, 7, "tcp_destination_ports_used", "remote_ip", "10.0.0.3")
@@ -568,8 +533,6 @@ func TestDestinationsTop(t *testing.T) {
 			t.Errorf("top %d: it is named %d times", n, got)
 		}
 	}
-	count(4)
-	count(5)
 }
 
 // TestDestinationsTopHeld names a destination all of whose ports may be reused among

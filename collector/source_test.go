@@ -105,20 +105,35 @@ func wantSource(t *testing.T, c *Collector, out *lines, source string, logged ..
 
 var errOverrun = errors.New("sock_diag: overrun")
 
-// TestSourceRetries has a source that fails once: the second walk is the page's,
-// with nothing left of the first.
-func TestSourceRetries(t *testing.T) {
-	for _, source := range []string{SourceNetlink, SourceAuto} {
+// TestSources has sources that fail, after so many walks of each.
+func TestSources(t *testing.T) {
+	type scrape []string // where its page is from, and what is logged
+	f := func(source string, netlinkErrors, procfsErrors []error, netlinkWalks, procfsWalks int32, scrapes ...scrape) {
+		t.Helper()
 		c, netlink, procfs, out := newScripted(t, source)
-		wantSource(t, c, out, SourceNetlink)
-		netlink.attempts.Store(0)
-		netlink.failThen(errOverrun)
-		wantSource(t, c, out, SourceNetlink, "level=warn source=netlink next=netlink overrun")
-		wantSource(t, c, out, SourceNetlink)
-		if netlink.attempts.Load() != 3 || procfs.attempts.Load() != 0 {
-			t.Errorf("%s: %d walks by netlink and %d of procfs, want 3 and 0", source, netlink.attempts.Load(), procfs.attempts.Load())
+		netlink.failThen(netlinkErrors...)
+		procfs.failThen(procfsErrors...)
+		for _, s := range scrapes {
+			wantSource(t, c, out, s[0], s[1:]...)
+		}
+		if netlink.attempts.Load() != netlinkWalks || procfs.attempts.Load() != procfsWalks {
+			t.Errorf("%s: %d walks by netlink and %d of procfs, want %d and %d", source, netlink.attempts.Load(), procfs.attempts.Load(), netlinkWalks, procfsWalks)
 		}
 	}
+	const again, instead = "level=warn source=netlink next=netlink overrun", "level=warn source=netlink next=procfs overrun"
+	once, twice, missing := []error{errOverrun}, []error{errOverrun, errOverrun}, []error{errors.New("tcp: no such table")}
+	// The second walk is the page's, with nothing left of the first.
+	f(SourceNetlink, once, nil, 3, 0, scrape{SourceNetlink, again}, scrape{SourceNetlink})
+	f(SourceAuto, once, nil, 3, 0, scrape{SourceNetlink, again}, scrape{SourceNetlink})
+	// Rather fail than read what nobody asked for, and try again with the next scrape.
+	f(SourceNetlink, twice, nil, 3, 0, scrape{"", again, "level=error collector=sockets overrun"}, scrape{SourceNetlink})
+	// No source is left.
+	f(SourceAuto, twice, missing, 2, 2, scrape{"", again, instead, "level=error collector=sockets tcp: table"}, scrape{SourceProcfs})
+	// A failure of procfs is not of the moment, but where the kernel counts far more
+	// rows: only if it does again is the table no whole one.
+	f(SourceProcfs, nil, missing, 0, 2, scrape{"", "level=error collector=sockets tcp: table"}, scrape{SourceProcfs})
+	short := &tcptable.ShortError{Dir: "/proc/self/net", Table: "tcp", Rows: 10, Before: 900, After: 800}
+	f(SourceProcfs, nil, []error{short, short, short}, 0, 5, scrape{"", "level=error collector=sockets tcp 10 900 800"}, scrape{SourceProcfs}, scrape{SourceProcfs})
 }
 
 // TestSourceFallsBack has a source that fails twice: procfs stands in for this
@@ -153,54 +168,6 @@ func TestSourceFallsBack(t *testing.T) {
 	}
 	if netlink.attempts.Load() != 4+3 || procfs.attempts.Load() != 6 {
 		t.Errorf("%d walks by netlink and %d of procfs, want 7 and 6", netlink.attempts.Load(), procfs.attempts.Load())
-	}
-}
-
-// TestSourceOnlyNetlink fails the scrape rather than read what nobody asked for,
-// and tries again in the next.
-func TestSourceOnlyNetlink(t *testing.T) {
-	c, netlink, procfs, out := newScripted(t, SourceNetlink)
-	netlink.failThen(errOverrun, errOverrun)
-	wantSource(t, c, out, "", "level=warn source=netlink next=netlink overrun", "level=error collector=sockets overrun")
-	wantSource(t, c, out, SourceNetlink)
-	if procfs.attempts.Load() != 0 {
-		t.Errorf("procfs was read %d times", procfs.attempts.Load())
-	}
-}
-
-// TestSourceBothFail has no source left.
-func TestSourceBothFail(t *testing.T) {
-	c, netlink, procfs, out := newScripted(t, SourceAuto)
-	netlink.failThen(errOverrun, errOverrun)
-	procfs.failThen(errors.New("tcp: no such table"))
-	wantSource(t, c, out, "",
-		"level=warn source=netlink next=netlink overrun", "level=warn source=netlink next=procfs overrun", "level=error collector=sockets tcp: table")
-	wantSource(t, c, out, SourceProcfs)
-}
-
-// TestSourceShort reads procfs again when the kernel counts far more rows: only if
-// it does again is the table no whole one.
-func TestSourceShort(t *testing.T) {
-	c, _, procfs, out := newScripted(t, SourceProcfs)
-	short := &tcptable.ShortError{Dir: "/proc/self/net", Table: "tcp", Rows: 10, Before: 900, After: 800}
-	procfs.failThen(short, short, short)
-	wantSource(t, c, out, "", "level=error collector=sockets tcp 10 900 800")
-	wantSource(t, c, out, SourceProcfs)
-	wantSource(t, c, out, SourceProcfs)
-	if n := procfs.attempts.Load(); n != 5 {
-		t.Errorf("%d walks, want 5", n)
-	}
-}
-
-// TestSourceOnlyProcfs is not tried a second time: its failures are not of the
-// moment.
-func TestSourceOnlyProcfs(t *testing.T) {
-	c, _, procfs, out := newScripted(t, SourceProcfs)
-	procfs.failThen(errors.New("tcp: no such table"))
-	wantSource(t, c, out, "", "level=error collector=sockets tcp: table")
-	wantSource(t, c, out, SourceProcfs)
-	if procfs.attempts.Load() != 2 {
-		t.Errorf("%d walks, want 2", procfs.attempts.Load())
 	}
 }
 

@@ -25,26 +25,31 @@ func write(t *testing.T, text string) string {
 	return path
 }
 
-func TestReadPairs(t *testing.T) {
-	f := func(text string, want map[string]uint64) {
-		t.Helper()
-		got, err := ReadPairs(t.Context(), write(t, text), "TCP", "orphan", "tw", "mem")
-		if err != nil || !maps.Equal(got, want) {
-			t.Errorf("%q: %v and %v, want %v", text, got, err, want)
+// reading returns what wants a text read as numbers, and what wants it to be an error
+// that names the file and says what is in parts.
+func reading(t *testing.T, read func(ctx context.Context, path, block string, names ...string) (map[string]uint64, error), block string, names ...string) (f func(text string, want map[string]uint64), bad func(text string, parts ...string)) {
+	return func(text string, want map[string]uint64) {
+			t.Helper()
+			got, err := read(t.Context(), write(t, text), block, names...)
+			if err != nil || !maps.Equal(got, want) {
+				t.Errorf("%q: %v and %v, want %v", text, got, err, want)
+			}
+		}, func(text string, parts ...string) {
+			t.Helper()
+			path := write(t, text)
+			_, err := read(t.Context(), path, block, names...)
+			wantError(t, err, append(parts, path)...)
 		}
-	}
+}
+
+func TestReadPairs(t *testing.T) {
+	f, bad := reading(t, ReadPairs, "TCP", "orphan", "tw", "mem")
 	f("sockets: used 9\nTCP: inuse 5 orphan 3 tw 7 alloc 9 mem 11\nUDP: inuse 1 mem 1\n", map[string]uint64{"orphan": 3, "tw": 7, "mem": 11})
 	f("TCP: inuse 5 tw 7\n", map[string]uint64{"tw": 7}) // what a kernel does not count
 	f("TCP:\n", map[string]uint64{})
 	f("TCP: tw 18446744073709551615\n", map[string]uint64{"tw": 1<<64 - 1})
 	f("TCP: tw 1\nTCP6: inuse 2 tw\nUDP\nUDP: x x x\n\x00", map[string]uint64{"tw": 1}) // nobody uses what is odd
 
-	bad := func(text string, parts ...string) {
-		t.Helper()
-		path := write(t, text)
-		_, err := ReadPairs(t.Context(), path, "TCP", "orphan", "tw", "mem")
-		wantError(t, err, append(parts, path)...)
-	}
 	bad("", `""`)
 	bad("UDP: tw 1\n", "no line of TCP", `"UDP: tw 1\n"`)
 	bad("TCP: tw 1\nTCP: tw 1\n", "2 lines of TCP", `"TCP: tw 1"`)
@@ -59,13 +64,7 @@ func TestReadPairs(t *testing.T) {
 }
 
 func TestReadCounters(t *testing.T) {
-	f := func(text string, want map[string]uint64) {
-		t.Helper()
-		got, err := ReadCounters(t.Context(), write(t, text), "Tcp", "A", "B")
-		if err != nil || !maps.Equal(got, want) {
-			t.Errorf("%q: %v and %v, want %v", text, got, err, want)
-		}
-	}
+	f, bad := reading(t, ReadCounters, "Tcp", "A", "B")
 	f("Tcp: A B C\nTcp: 1 2 -3\n", map[string]uint64{"A": 1, "B": 2})
 	f("Tcp: C B\nTcp: -1 18446744073709551615\n", map[string]uint64{"B": 1<<64 - 1})
 	f("Tcp:\nTcp:\n", map[string]uint64{})
@@ -76,12 +75,6 @@ func TestReadCounters(t *testing.T) {
 	// Blocks that are torn, unknown or there twice are nobody's.
 	f("Ip: X X\nIp: 1\nnonsense\n\nTcp: A\nTcp: 1\nUdp: A B\nUdp: 1\nUdp: 1\nMPTcpExt: A", map[string]uint64{"A": 1})
 
-	bad := func(text string, parts ...string) {
-		t.Helper()
-		path := write(t, text)
-		_, err := ReadCounters(t.Context(), path, "Tcp", "A", "B")
-		wantError(t, err, append(parts, path)...)
-	}
 	bad("", `""`)
 	bad("TcpExt: A\nTcpExt: 1\n", "no line of Tcp")
 	bad("Tcp: A B\n", "1 lines of Tcp", `"Tcp: A B"`) // names and no values
@@ -151,14 +144,13 @@ func wantError(t *testing.T, err error, parts ...string) {
 
 func TestMissing(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing")
-	if _, err := ReadPairs(t.Context(), missing, "TCP"); !errors.Is(err, fs.ErrNotExist) {
-		t.Error(err)
-	}
-	if _, err := ReadCounters(t.Context(), missing, "Tcp"); !errors.Is(err, fs.ErrNotExist) {
-		t.Error(err)
-	}
-	if _, err := ReadSysctl(t.Context(), missing, "fs.file-nr", 3); !errors.Is(err, fs.ErrNotExist) {
-		t.Error(err)
+	_, pairs := ReadPairs(t.Context(), missing, "TCP")
+	_, counters := ReadCounters(t.Context(), missing, "Tcp")
+	_, sysctl := ReadSysctl(t.Context(), missing, "fs.file-nr", 3)
+	for _, err := range []error{pairs, counters, sysctl} {
+		if !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
 	}
 }
 

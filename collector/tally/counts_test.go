@@ -9,22 +9,30 @@ import (
 	"testing"
 )
 
-// fill adds rows to c and counts them a second way, exactly.
-func fill(c *counts[uint64], rows iterRows) map[uint64]map[uint8]uint64 {
-	exact := make(map[uint64]map[uint8]uint64)
-	for key, label := range rows {
-		c.add(&key, label, 1)
-		if exact[key] == nil {
-			exact[key] = make(map[uint8]uint64)
-		}
-		exact[key][label]++
+// exactly has the rows of each key by label.
+type exactly map[uint64][8]uint64
+
+func (x exactly) add(key uint64, label uint8, rows uint32) {
+	labels := x[key]
+	labels[label] += uint64(rows)
+	x[key] = labels
+}
+
+// fill adds n times what next says to c, and counts it a second way.
+func fill(c *counts[uint64], n int, next func(i int) (key uint64, label uint8, rows uint32)) exactly {
+	exact := make(exactly)
+	for i := range n {
+		key, label, rows := next(i)
+		c.add(&key, label, rows)
+		exact.add(key, label, rows)
 	}
 	return exact
 }
 
-type iterRows = func(yield func(uint64, uint8) bool)
+// zipf returns a key of which few have many rows and many have few.
+func zipf(random *rand.Rand) uint64 { return uint64(1 / (1 - random.Float64())) }
 
-func total(labels map[uint8]uint64) uint64 {
+func total(labels [8]uint64) uint64 {
 	var sum uint64
 	for _, rows := range labels {
 		sum += rows
@@ -33,7 +41,7 @@ func total(labels map[uint8]uint64) uint64 {
 }
 
 // checkBounds holds counts to what its comment promises.
-func checkBounds(t *testing.T, c *counts[uint64], exact map[uint64]map[uint8]uint64) {
+func checkBounds(t *testing.T, c *counts[uint64], exact exactly) {
 	t.Helper()
 	var rows uint64
 	for _, labels := range exact {
@@ -95,13 +103,7 @@ func TestCounts(t *testing.T) {
 		t.Helper()
 		c := newCounts[uint64](limit)
 		for range 2 { // with the memory of the first time
-			exact := fill(c, func(yield func(uint64, uint8) bool) {
-				for i := range rows {
-					if !yield(key(i), uint8(random.UintN(8))) {
-						return
-					}
-				}
-			})
+			exact := fill(c, rows, func(i int) (uint64, uint8, uint32) { return key(i), uint8(random.UintN(8)), 1 })
 			checkBounds(t, c, exact)
 			c.reset()
 			if len(c.entries) != 0 || c.distinct() != 0 || c.shortfall != 0 {
@@ -113,7 +115,7 @@ func TestCounts(t *testing.T) {
 	distinct := func(i int) uint64 { return uint64(i) }
 	scattered := func(int) uint64 { return random.Uint64() }
 	few := func(int) uint64 { return random.Uint64N(10) }
-	skewed := func(int) uint64 { return uint64(1 / (1 - random.Float64())) } // Zipf
+	skewed := func(int) uint64 { return zipf(random) }
 	attacked := func(i int) uint64 {
 		if i%4 == 0 {
 			return random.Uint64N(3) // three that matter among a crowd
@@ -147,49 +149,31 @@ func TestCounts(t *testing.T) {
 func TestCountsWeighted(t *testing.T) {
 	random := rand.New(rand.NewPCG(9, 10))
 	c := newCounts[uint64](100)
-	exact := make(map[uint64]map[uint8]uint64)
-	for range 5000 {
-		key, label, rows := uint64(1/(1-random.Float64())), uint8(random.UintN(3)), uint32(random.UintN(50))
-		c.add(&key, label, rows)
-		if exact[key] == nil {
-			exact[key] = make(map[uint8]uint64)
-		}
-		exact[key][label] += uint64(rows)
-	}
-	checkBounds(t, c, exact)
+	checkBounds(t, c, fill(c, 5000, func(int) (uint64, uint8, uint32) {
+		return zipf(random), uint8(random.UintN(3)), uint32(random.UintN(50))
+	}))
 }
 
 // TestCountsGaveWay hears of every row that is not in an entry at the end.
 func TestCountsGaveWay(t *testing.T) {
 	c := newCounts[uint64](64)
-	gone := make(map[uint64]map[uint8]uint64)
+	gone := make(exactly)
 	add := func(e *entry[uint64]) {
-		if gone[e.key] == nil {
-			gone[e.key] = make(map[uint8]uint64)
-		}
 		for label, rows := range c.labels(e) {
-			gone[e.key][label] += uint64(rows)
+			gone.add(e.key, label, rows)
 		}
 	}
 	c.gaveWay = add
 	random := rand.New(rand.NewPCG(11, 12))
-	exact := fill(c, func(yield func(uint64, uint8) bool) {
-		for range 20_000 {
-			if !yield(uint64(1/(1-random.Float64())), uint8(random.UintN(3))) {
-				return
-			}
-		}
-	})
+	exact := fill(c, 20_000, func(int) (uint64, uint8, uint32) { return zipf(random), uint8(random.UintN(3)), 1 })
 	for i := range c.entries {
 		add(&c.entries[i])
 	}
 	if len(exact) <= c.limit {
 		t.Fatalf("%d keys give no way", len(exact))
 	}
-	for key := range exact {
-		if !maps.Equal(gone[key], exact[key]) {
-			t.Errorf("key %d: %v, want %v", key, gone[key], exact[key])
-		}
+	if !maps.Equal(gone, exact) {
+		t.Errorf("%v, want %v", gone, exact)
 	}
 }
 
@@ -218,14 +202,8 @@ func TestCountsMemory(t *testing.T) {
 	}
 	walk(100)
 	walk(100)
-	if got := cap(c.entries); got > 4096 {
-		t.Errorf("room for %d entries after a flood is over", got)
-	}
-	if got := cap(c.cells); got > 4096 {
-		t.Errorf("room for %d cells after a flood is over", got)
-	}
-	if got := len(c.slots); got > 4096 {
-		t.Errorf("%d slots after a flood is over", got)
+	if got := max(cap(c.entries), cap(c.cells), len(c.slots)); got > 4096 {
+		t.Errorf("room for %d entries, %d cells and %d slots after a flood is over", cap(c.entries), cap(c.cells), len(c.slots))
 	}
 }
 
