@@ -36,6 +36,7 @@ type config struct {
 	logLevel       string
 	logFormat      string
 	collector      collector.Config
+	remoteIPs      bool
 }
 
 const (
@@ -52,8 +53,20 @@ var telemetryPath = regexp.MustCompile(`^(/[\w.~!$&'()*+,;=:@-]+)+$`)
 // parseFlags parses and checks the command line. --help and --version print to
 // stdout and end the program.
 func parseFlags(args []string, stdout io.Writer) (*config, error) {
-	app := kingpin.New(name, "Prometheus exporter for TCP connections, TIME_WAIT and ephemeral ports.")
+	app, cfg := newFlags()
 	app.UsageWriter(stdout)
+	if _, err := app.Parse(args); err != nil {
+		return nil, err
+	}
+	if !cfg.remoteIPs {
+		cfg.collector.Remotes, cfg.collector.Destinations = 0, 0
+	}
+	return cfg, cfg.check()
+}
+
+// newFlags returns the flags there are, and what they fill.
+func newFlags() (*kingpin.Application, *config) {
+	app := kingpin.New(name, "Prometheus exporter for TCP connections, TIME_WAIT and ephemeral ports.")
 	app.Version(version.Print(name))
 	app.VersionFlag.Short('V')
 	app.HelpFlag.Short('h')
@@ -83,16 +96,9 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 		&cfg.collector.RemotePrefixIPv4, "32", 32)
 	number(app, "collector.remote-prefix-ipv6", "Count remote IPv6 addresses in blocks with a prefix of so many bits.",
 		&cfg.collector.RemotePrefixIPv6, "128", 128)
-	remoteIPs := app.Flag("collector.remote-ips", "Name remote IPs in metrics, as is the default. Without, no series has a remote address.").
-		Default("true").Bool()
-
-	if _, err := app.Parse(args); err != nil {
-		return nil, err
-	}
-	if !*remoteIPs {
-		cfg.collector.Remotes, cfg.collector.Destinations = 0, 0
-	}
-	return cfg, cfg.check()
+	app.Flag("collector.remote-ips", "Name remote IPs in metrics, as is the default. Without, no series has a remote address.").
+		Default("true").BoolVar(&cfg.remoteIPs)
+	return app, cfg
 }
 
 // check refuses what kingpin lets pass, and finds the namespace to read.
