@@ -7,9 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"testing"
 
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -109,8 +110,11 @@ func (s segment) length() uint32 {
 // send puts a segment on the wire toward the namespace's own stack.
 func (w *Wire) send(t *testing.T, s segment) {
 	t.Helper()
-	frame := slices.Concat(w.near, w.near, s.packet())
-	if _, err := unix.Write(w.fd, frame); err != nil {
+	frame, err := s.frame(w.near)
+	if err == nil {
+		_, err = unix.Write(w.fd, frame)
+	}
+	if err != nil {
 		t.Fatalf("send %+v: %v", s, err)
 	}
 }
@@ -147,81 +151,37 @@ func (w *Wire) receive(t *testing.T, near, far netip.AddrPort, flags byte) segme
 	return s
 }
 
-// packet is the segment from EtherType on: an IP packet without options.
-func (s segment) packet() []byte {
-	tcp := binary.BigEndian.AppendUint16(nil, s.from.Port())
-	tcp = binary.BigEndian.AppendUint16(tcp, s.to.Port())
-	tcp = binary.BigEndian.AppendUint32(tcp, s.seq)
-	tcp = binary.BigEndian.AppendUint32(tcp, s.ack)
-	tcp = append(tcp, 5<<4, s.flags, 0xff, 0xff, 0, 0, 0, 0) // header words, flags, window, checksum, urgent
-	tcp = append(tcp, s.payload...)
-
-	addresses := slices.Concat(s.from.Addr().AsSlice(), s.to.Addr().AsSlice())
-	pseudo := binary.BigEndian.AppendUint32(addresses, uint32(len(tcp)))
-	pseudo = binary.BigEndian.AppendUint32(pseudo, unix.IPPROTO_TCP)
-	binary.BigEndian.PutUint16(tcp[16:], checksum(slices.Concat(pseudo, tcp)))
-
+// frame is the segment in an IP packet, from one end of the wire to the other.
+func (s segment) frame(link net.HardwareAddr) ([]byte, error) {
+	ethernet := &layers.Ethernet{SrcMAC: link, DstMAC: link, EthernetType: layers.EthernetTypeIPv4}
+	var ip interface {
+		gopacket.NetworkLayer
+		gopacket.SerializableLayer
+	} = &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: s.from.Addr().AsSlice(), DstIP: s.to.Addr().AsSlice()}
 	if s.to.Addr().Is6() {
-		ip := []byte{6 << 4, 0, 0, 0}
-		ip = binary.BigEndian.AppendUint16(ip, uint16(len(tcp)))
-		ip = append(ip, unix.IPPROTO_TCP, 64)
-		return slices.Concat(binary.BigEndian.AppendUint16(nil, unix.ETH_P_IPV6), ip, addresses, tcp)
+		ethernet.EthernetType = layers.EthernetTypeIPv6
+		ip = &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolTCP, SrcIP: s.from.Addr().AsSlice(), DstIP: s.to.Addr().AsSlice()}
 	}
-	ip := []byte{4<<4 | 5, 0}
-	ip = binary.BigEndian.AppendUint16(ip, uint16(20+len(tcp)))
-	ip = append(ip, 0, 0, 0, 0, 64, unix.IPPROTO_TCP, 0, 0) // id, fragment, TTL, protocol, checksum
-	ip = append(ip, addresses...)
-	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
-	return slices.Concat(binary.BigEndian.AppendUint16(nil, unix.ETH_P_IP), ip, tcp)
-}
-
-// checksum is the Internet checksum, RFC 1071.
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	if len(b)%2 == 1 {
-		sum += uint32(b[len(b)-1]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
+	tcp := &layers.TCP{SrcPort: layers.TCPPort(s.from.Port()), DstPort: layers.TCPPort(s.to.Port()), Seq: s.seq, Ack: s.ack, Window: 1<<16 - 1,
+		FIN: s.flags&FlagFIN != 0, SYN: s.flags&FlagSYN != 0, RST: s.flags&FlagRST != 0, PSH: s.flags&FlagPSH != 0, ACK: s.flags&FlagACK != 0}
+	buffer := gopacket.NewSerializeBuffer()
+	err := errors.Join(tcp.SetNetworkLayerForChecksum(ip), gopacket.SerializeLayers(buffer,
+		gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, ethernet, ip, tcp, gopacket.Payload(s.payload)))
+	return buffer.Bytes(), err
 }
 
 // parseFrame reads an Ethernet frame; false for what is not a TCP segment.
 func parseFrame(frame []byte) (segment, bool) {
-	if len(frame) < 14+20+20 {
+	packet := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.NoCopy)
+	tcp, ok := packet.TransportLayer().(*layers.TCP)
+	if !ok {
 		return segment{}, false
 	}
-	var from, to netip.Addr
-	var tcp []byte
-	ip := frame[14:]
-	switch binary.BigEndian.Uint16(frame[12:]) {
-	case unix.ETH_P_IP:
-		if ip[9] != unix.IPPROTO_TCP {
-			return segment{}, false
-		}
-		from, to = netip.AddrFrom4([4]byte(ip[12:])), netip.AddrFrom4([4]byte(ip[16:]))
-		tcp = ip[int(ip[0]&0xf)*4 : binary.BigEndian.Uint16(ip[2:])]
-	case unix.ETH_P_IPV6:
-		if ip[6] != unix.IPPROTO_TCP {
-			return segment{}, false
-		}
-		from, to = netip.AddrFrom16([16]byte(ip[8:])), netip.AddrFrom16([16]byte(ip[24:]))
-		tcp = ip[40 : 40+int(binary.BigEndian.Uint16(ip[4:]))]
-	default:
-		return segment{}, false
-	}
-	return segment{
-		from:    netip.AddrPortFrom(from, binary.BigEndian.Uint16(tcp)),
-		to:      netip.AddrPortFrom(to, binary.BigEndian.Uint16(tcp[2:])),
-		seq:     binary.BigEndian.Uint32(tcp[4:]),
-		ack:     binary.BigEndian.Uint32(tcp[8:]),
-		flags:   tcp[13],
-		payload: tcp[int(tcp[12]>>4)*4:],
-	}, true
+	flow := packet.NetworkLayer().NetworkFlow()
+	from, _ := netip.AddrFromSlice(flow.Src().Raw())
+	to, _ := netip.AddrFromSlice(flow.Dst().Raw())
+	return segment{netip.AddrPortFrom(from, uint16(tcp.SrcPort)), netip.AddrPortFrom(to, uint16(tcp.DstPort)),
+		tcp.Seq, tcp.Ack, tcp.Contents[13], tcp.Payload}, true
 }
 
 // FarEnd is the test's end of one connection.
