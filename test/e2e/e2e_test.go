@@ -5,7 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
-	"net/netip"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,8 +35,18 @@ func TestAlertsReachAHuman(t *testing.T) {
 		startStack(t, factor)
 		t.Run("troubles", func(t *testing.T) { // which end together, before the stack does
 			t.Run("client without a pool", func(t *testing.T) { t.Parallel(); clientWithoutAPool(t, human) })
-			t.Run("client that never closes", func(t *testing.T) { t.Parallel(); clientThatNeverCloses(t, human) })
-			t.Run("flood from one remote", func(t *testing.T) { t.Parallel(); floodFromOneRemote(t, human) })
+			// It keeps connections that the server has closed.
+			t.Run("client that never closes", func(t *testing.T) {
+				t.Parallel()
+				trouble{"TCPCloseWaitLeak", "outbound", "127.0.0.7:9000", 2, func() (net.Conn, error) { return net.Dial("tcp", "127.0.0.7:9000") },
+					[]string{"127.0.0.7 ("}, 90 * time.Second}.run(t, human)
+			})
+			// One remote, like a load balancer, opens connections that the server closes first.
+			t.Run("flood from one remote", func(t *testing.T) {
+				t.Parallel()
+				trouble{"TCPTimeWaitOneRemote", "inbound", "127.0.0.5:8443", 60, flood("127.0.0.66:30000", "127.0.0.5:8443"),
+					[]string{"127.0.0.66 (", "They hold no ephemeral port here"}, 2 * time.Minute}.run(t, human)
+			})
 		})
 	})
 }
@@ -60,27 +70,22 @@ func clientWithoutAPool(t *testing.T, human *webhook) {
 	}
 	t.Logf("connect() failed after %.1f s: %v", failed.Sub(begin).Seconds(), err)
 
-	half, ok := human.first("TCPEphemeralPortsHalfUsed", "firing", nil)
-	if !ok {
-		t.Fatal("TCPEphemeralPortsHalfUsed had not arrived by then")
-	}
-	predicted, ok := human.first("TCPEphemeralPortsExhaustionPredicted", "firing", nil)
-	if !ok {
-		t.Fatal("TCPEphemeralPortsExhaustionPredicted had not arrived by then")
-	}
-	near, ok := human.first("TCPEphemeralPortsNearExhaustion", "firing", nil)
-	if !ok {
-		t.Fatal("TCPEphemeralPortsNearExhaustion had not arrived by then")
-	}
-	if !half.at.Before(near.at) || !predicted.at.Before(near.at) {
-		t.Errorf("TCPEphemeralPortsHalfUsed arrived at %s, ...Predicted at %s, ...NearExhaustion at %s: want the last one last", half.at, predicted.at, near.at)
-	}
-	for _, a := range []alert{half, predicted, near} {
+	const last = "TCPEphemeralPortsNearExhaustion"
+	arrived := make(map[string]time.Time)
+	for _, name := range []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsExhaustionPredicted", last} {
+		a, ok := human.first(name, "firing", nil)
+		if !ok {
+			t.Fatalf("%s had not arrived by then", name)
+		}
+		arrived[name] = a.at
 		lead := failed.Sub(a.at)
-		t.Logf("%s (%s) arrived %.1f s before the first failed connect(); at full scale %s", a.Labels["alertname"], a.Labels["severity"], lead.Seconds(), (lead * factor).Round(time.Second))
-		checkText(t, a, "127.0.0.9 port 8080 from 127.0.0.1")
-		checkSeverity(t, a)
-		checkRunbook(t, a)
+		t.Logf("%s (%s) arrived %.1f s before the first failed connect(); at full scale %s", name, a.Labels["severity"], lead.Seconds(), (lead * factor).Round(time.Second))
+		check(t, a, "127.0.0.9 port 8080 from 127.0.0.1")
+	}
+	for name, at := range arrived {
+		if name != last && !at.Before(arrived[last]) {
+			t.Errorf("%s arrived at %s, %s at %s: want that last", name, at, last, arrived[last])
+		}
 	}
 	if inhibitedBy(t, "TCPEphemeralPortsHalfUsed") == 0 {
 		t.Error("TCPEphemeralPortsHalfUsed is not inhibited while TCPEphemeralPortsNearExhaustion fires")
@@ -92,91 +97,73 @@ func clientWithoutAPool(t *testing.T, human *webhook) {
 	}
 }
 
-// A client never closes connections that the server has closed.
-func clientThatNeverCloses(t *testing.T, human *webhook) {
-	const backend = "127.0.0.7:9000"
-	serve(t, backend, closeFirst)
-	var client leak
-	t.Cleanup(client.close)
+// A trouble is somebody who goes on until an alert comes, and stops then.
+type trouble struct {
+	alert, direction string
+	service          string  // that closes its connections
+	rate             float64 // of connections per second
+	connect          func() (net.Conn, error)
+	texts            []string      // of the description
+	resolved         time.Duration // at most, after it has stopped and closed what it has
+}
+
+func (tr trouble) run(t *testing.T, human *webhook) {
+	serve(t, tr.service, closeFirst)
+	var conns []net.Conn
+	stop := func() {
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+	}
+	t.Cleanup(stop)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	ended := make(chan error)
 	begin := time.Now()
-	go func() { ended <- every(ctx, steady(2), func() error { return client.connect(backend) }) }()
+	go func() {
+		ended <- every(ctx, func(time.Duration) float64 { return tr.rate }, func() error {
+			conn, err := tr.connect()
+			if err == nil {
+				conns = append(conns, conn)
+			}
+			return err
+		})
+	}()
 
-	outbound := map[string]string{"direction": "outbound"}
-	fired := human.wait(t, "TCPCloseWaitLeak", "firing", outbound, 2*time.Minute)
+	labels := map[string]string{"direction": tr.direction}
+	fired := human.wait(t, tr.alert, "firing", labels, 2*time.Minute)
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("the client: %v", err)
 	}
-	t.Logf("TCPCloseWaitLeak arrived %.1f s after the leak began; at full scale %s; %d connections had leaked",
-		fired.at.Sub(begin).Seconds(), (fired.at.Sub(begin) * factor).Round(time.Second), len(client.conns))
-	checkText(t, fired, "127.0.0.7 (")
-	checkSeverity(t, fired)
-	checkRunbook(t, fired)
+	took := fired.at.Sub(begin)
+	t.Logf("%s arrived %.1f s after it began; at full scale %s; %d connections were made", tr.alert, took.Seconds(), (took * factor).Round(time.Second), len(conns))
+	check(t, fired, tr.texts...)
 
-	client.close()
-	closed := time.Now()
-	resolved := human.wait(t, "TCPCloseWaitLeak", "resolved", outbound, 90*time.Second)
-	t.Logf("TCPCloseWaitLeak resolved %.1f s after the connections were closed", resolved.at.Sub(closed).Seconds())
-}
-
-// One remote, like a load balancer, opens connections that the server closes first.
-func floodFromOneRemote(t *testing.T, human *webhook) {
-	const service = "127.0.0.5:8443"
-	serve(t, service, closeFirst)
-	balancer := flood{from: netip.MustParseAddrPort("127.0.0.66:30000")}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	ended := make(chan error)
-	begin := time.Now()
-	go func() { ended <- every(ctx, steady(60), func() error { return balancer.connect(service) }) }()
-
-	inbound := map[string]string{"direction": "inbound"}
-	fired := human.wait(t, "TCPTimeWaitOneRemote", "firing", inbound, 2*time.Minute)
-	cancel()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("the remote: %v", err)
-	}
-	t.Logf("TCPTimeWaitOneRemote (inbound) arrived %.1f s after the flood began; at full scale %s",
-		fired.at.Sub(begin).Seconds(), (fired.at.Sub(begin) * factor).Round(time.Second))
-	checkText(t, fired, "127.0.0.66 (", "They hold no ephemeral port here")
-	checkSeverity(t, fired)
-	checkRunbook(t, fired)
-
+	stop()
 	stopped := time.Now()
-	resolved := human.wait(t, "TCPTimeWaitOneRemote", "resolved", inbound, 2*time.Minute)
-	t.Logf("TCPTimeWaitOneRemote (inbound) resolved %.1f s after the flood stopped", resolved.at.Sub(stopped).Seconds())
+	resolved := human.wait(t, tr.alert, "resolved", labels, tr.resolved)
+	t.Logf("%s resolved %.1f s after it stopped", tr.alert, resolved.at.Sub(stopped).Seconds())
 }
 
-// checkText wants the instance in the summary and all parts in the description.
-func checkText(t *testing.T, a alert, parts ...string) {
+// check wants the instance in the summary, all parts in the description, pages at the pager and tickets at the tickets, and
+// a runbook behind the link that the human follows.
+func check(t *testing.T, a alert, parts ...string) {
 	t.Helper()
+	name, severity, description, runbook := a.Labels["alertname"], a.Labels["severity"], a.Annotations["description"], a.Annotations["runbook_url"]
 	if !strings.Contains(a.Annotations["summary"], "localhost:10793") {
-		t.Errorf("%s: the summary does not name the instance: %s", a.Labels["alertname"], a.Annotations["summary"])
+		t.Errorf("%s: the summary does not name the instance: %s", name, a.Annotations["summary"])
 	}
 	for _, part := range parts {
-		if !strings.Contains(a.Annotations["description"], part) {
-			t.Errorf("%s: no %q in the description: %s", a.Labels["alertname"], part, a.Annotations["description"])
+		if !strings.Contains(description, part) {
+			t.Errorf("%s: no %q in the description: %s", name, part, description)
 		}
 	}
-	t.Logf("%s: %s", a.Labels["alertname"], a.Annotations["description"])
-}
-
-// checkSeverity wants pages at the pager and tickets at the tickets.
-func checkSeverity(t *testing.T, a alert) {
-	t.Helper()
-	want := map[string]string{"critical": "/pager", "warning": "/tickets"}[a.Labels["severity"]]
-	if a.receiver != want {
-		t.Errorf("%s (%s) was sent to %s, want %s", a.Labels["alertname"], a.Labels["severity"], a.receiver, want)
+	t.Logf("%s: %s", name, description)
+	if want := map[string]string{"critical": "/pager", "warning": "/tickets"}[severity]; a.receiver != want {
+		t.Errorf("%s (%s) was sent to %s, want %s", name, severity, a.receiver, want)
 	}
-}
-
-// checkRunbook follows the link that the human follows.
-func checkRunbook(t *testing.T, a alert) {
-	t.Helper()
-	if want := "<title>" + a.Labels["alertname"] + "</title>"; !strings.Contains(program.Get(t, a.Annotations["runbook_url"]), want) {
-		t.Errorf("%s: not a page with %s", a.Annotations["runbook_url"], want)
+	if want := "<title>" + name + "</title>"; !strings.Contains(program.Get(t, runbook), want) {
+		t.Errorf("%s: not a page with %s", runbook, want)
 	}
 }

@@ -60,10 +60,6 @@ func every(ctx context.Context, rate func(time.Duration) float64, do func() erro
 	}
 }
 
-func steady(perSecond float64) func(time.Duration) float64 {
-	return func(time.Duration) float64 { return perSecond }
-}
-
 // connectAndClose is the client that opens a connection for each request and closes it.
 func connectAndClose(address string) error {
 	conn, err := net.Dial("tcp", address)
@@ -73,35 +69,17 @@ func connectAndClose(address string) error {
 	return conn.Close()
 }
 
-// leak is the client that never closes.
-type leak struct{ conns []net.Conn }
-
-func (l *leak) connect(address string) error {
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		return err
-	}
-	l.conns = append(l.conns, conn)
-	return nil
-}
-
-func (l *leak) close() {
-	for _, conn := range l.conns {
-		_ = conn.Close()
-	}
-}
-
 // flood is one remote host that opens connections which the server closes. It has the source ports of a host of its own:
 // each is used once, and none is in the range of the namespace.
-type flood struct{ from netip.AddrPort }
-
-func (f *flood) connect(address string) error {
-	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(f.from)}
-	f.from = netip.AddrPortFrom(f.from.Addr(), f.from.Port()+1)
-	conn, err := dialer.Dial("tcp", address)
-	if err != nil {
-		return err
+func flood(from, to string) func() (net.Conn, error) {
+	next := netip.MustParseAddrPort(from)
+	return func() (net.Conn, error) {
+		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(next)}
+		next = netip.AddrPortFrom(next.Addr(), next.Port()+1)
+		conn, err := dialer.Dial("tcp", to)
+		if err == nil {
+			go waitForPeer(conn)
+		}
+		return conn, err
 	}
-	go waitForPeer(conn)
-	return nil
 }
