@@ -19,16 +19,14 @@ var tableHeader = fmt.Sprintf("%-149s\n", "  sl  local_address rem_address   st 
 // oneListener is a row of net/tcp, the same on machines of both byte orders.
 var oneListener = fmt.Sprintf("%-149s\n", "   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 77 1 0000000000000000 100 0 0 10 0")
 
-// writeProc writes a copy of a proc file system in which everything is in order,
-// and returns its root.
+// writeProc copies a proc file system in which everything is in order, and returns its
+// root.
 func writeProc(t testing.TB) string {
 	t.Helper()
 	root := t.TempDir()
-	for name, text := range kernelFiles() {
-		writeFile(t, filepath.Join(root, name), text)
+	if err := os.CopyFS(root, os.DirFS("testdata/every_number/proc")); err != nil {
+		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(root, "sys/net/ipv4/ip_local_port_range"), "40000\t40009\n")
-	writeFile(t, filepath.Join(root, "net/tcp"), tableHeader+oneListener)
 	return root
 }
 
