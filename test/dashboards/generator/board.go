@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
+	"embed"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +13,7 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/common"
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
+	"go.yaml.in/yaml/v3"
 
 	"timewait_exporter/test/e2e/rules"
 )
@@ -22,19 +25,10 @@ const (
 	pluginVersion = "9.1.0"
 )
 
-// The grid of a dashboard is 24 columns wide; one unit of height is 30 pixels.
-const (
-	fullWidth = 24
-	half      = fullWidth / 2
-	third     = fullWidth / 3
-	quarter   = fullWidth / 4
-	sixth     = fullWidth / 6
-)
-
 // datasource is the variable that every query goes to.
 var datasource = common.DataSourceRef{Type: new("prometheus"), Uid: new("${datasource}")}
 
-// Board is one dashboard.
+// Board is one dashboard, as its file in boards has it.
 type Board struct {
 	UID         string
 	Title       string
@@ -43,8 +37,8 @@ type Board struct {
 	Alerts string
 	// Runbooks is where the alerts' runbooks are served, "" on a board that shows many instances at once.
 	Runbooks  string
-	Links     []dashboard.DashboardLink
-	Variables []cog.Builder[dashboard.VariableModel]
+	Links     []BoardLink
+	Variables []Variable
 	Sections  []Section
 }
 
@@ -57,15 +51,41 @@ type Section struct {
 
 // Panel is one question and what answers it.
 type Panel struct {
-	Title       string
+	Title string
+	// Description has paragraphs with an empty line between them.
 	Description string
 	// Cure is what to do, and how to see that it helped. A panel that alerts are about needs it.
-	Cure          string
-	Unit          string
-	Width, Height uint32
-	// Draw is the visualization, with the options that only it has.
-	Draw    cog.Builder[dashboard.Panel]
+	Cure string
+	Unit string
+	// Size is the width, of 24 columns, and the height in units of 30 pixels.
+	Size [2]uint32
+	// Draw is the visualization: a number, share, fact, list, table, heatmap, lines, areas or bars.
+	Draw string
+	// Legend is of lines: "" beside the picture, wide for long names, narrow where there is no room for numbers.
+	Legend string
+	// Max and Decimals are Grafana's own choice where they are nil.
+	Max, Decimals *float64
+	// Display is how a bar is called, where that is not the legend of its query.
+	Display string
+	// Otherwise is the colour of values that neither Values nor From nor a limit gives another.
+	Otherwise Colour
+	// Values are texts and colours of single values, From is that of a value and all above it.
+	Values map[string]Result
+	From   *struct {
+		Least  float64
+		Result `yaml:",inline"`
+	}
+	// States gives each series whose name ends in a state that state's colour.
+	States bool
+	// Colours gives series, by their legends and in the order of these, their colours.
+	Colours []map[string]Colour
+	// Dashed matches the names of the less urgent of two lines in the same colour.
+	Dashed  string
 	Queries []Query
+	// Keys, Links and Columns are of a table: see rows.
+	Keys    []string
+	Links   map[string]CellLink
+	Columns []Column
 	// Limits names the alerts whose limit the panel colours or draws as a line.
 	Limits []string
 	// Horizon names the alert whose look-ahead is the panel's limit: less is worse.
@@ -74,14 +94,31 @@ type Panel struct {
 	Runbooks []string
 }
 
+// Result is how a value is shown; without a text it is itself.
+type Result struct {
+	Text   string
+	Colour Colour
+}
+
 // Query is one PromQL expression of a panel.
-type Query struct {
-	Expr   string
-	Legend string
-	// Instant asks for the present value alone, so that an exporter which is gone shows as "No data" and not as the last value it
-	// gave. Panels over time leave it false.
-	Instant bool
-	Format  prometheus.PromQueryFormat
+type Query struct{ Expr, Legend string }
+
+//go:embed boards
+var boards embed.FS
+
+// readBoard reads one of the boards' files. A field that it does not know is an error.
+func readBoard(name string) (Board, error) {
+	text, err := boards.ReadFile("boards/" + name + ".yaml")
+	if err != nil {
+		return Board{}, err
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	decoder.KnownFields(true)
+	var b Board
+	if err := decoder.Decode(&b); err != nil {
+		return Board{}, fmt.Errorf("board %s: %w", name, err)
+	}
+	return b, nil
 }
 
 // selectors stand in the expressions for what the variables select.
@@ -117,7 +154,10 @@ func (b Board) Build(alerts map[string]rules.Rule) (any, error) {
 		Time("now-1h", "now").
 		Refresh("30s").
 		Tooltip(dashboard.DashboardCursorSyncCrosshair).
-		Variables(b.Variables)
+		WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").Type("prometheus"))
+	for _, v := range b.Variables {
+		builder.WithVariable(v.build())
+	}
 	id := uint32(0)
 	for _, section := range b.Sections {
 		if section.Title != "" {
@@ -134,7 +174,9 @@ func (b Board) Build(alerts map[string]rules.Rule) (any, error) {
 		return nil, err
 	}
 	built.SchemaVersion = schemaVersion
-	built.Links = b.Links
+	for _, link := range b.Links {
+		built.Links = append(built.Links, link.build())
+	}
 	return model{built, annotations{b.annotations()}}, nil
 }
 
@@ -169,7 +211,11 @@ type placedPanel struct {
 
 // Build fills in what all panels have in common.
 func (p placedPanel) Build() (dashboard.Panel, error) {
-	panel, err := p.Draw.Build()
+	builder, err := p.draw()
+	if err != nil {
+		return dashboard.Panel{}, cog.MakeBuildErrors(fmt.Sprintf("panel %q", p.Title), err)
+	}
+	panel, err := builder.Build()
 	if err != nil {
 		return panel, err
 	}
@@ -185,11 +231,11 @@ func (p placedPanel) Build() (dashboard.Panel, error) {
 	panel.Description = new(p.description() + notes)
 	panel.PluginVersion = new(pluginVersion)
 	panel.Datasource = &datasource
-	panel.GridPos = &dashboard.GridPos{W: p.Width, H: p.Height}
+	panel.GridPos = &dashboard.GridPos{W: p.Size[0], H: p.Size[1]}
 	if panel.FieldConfig == nil {
 		panel.FieldConfig = dashboard.NewFieldConfigSource()
 	}
-	panel.FieldConfig.Defaults.Unit = &p.Unit
+	p.fields(panel.FieldConfig)
 	if steps != nil {
 		panel.FieldConfig.Defaults.Thresholds = &dashboard.ThresholdsConfig{Mode: dashboard.ThresholdsModeAbsolute, Steps: steps}
 	}
@@ -201,37 +247,36 @@ func (p placedPanel) Build() (dashboard.Panel, error) {
 		}
 	}
 	for i, query := range p.Queries {
-		panel.Targets = append(panel.Targets, query.target(string(rune('A'+i))))
+		panel.Targets = append(panel.Targets, p.target(query, i))
+	}
+	for i, column := range p.Columns {
+		panel.Targets = append(panel.Targets, p.target(Query{Expr: column.Expr}, i))
 	}
 	return panel, nil
 }
 
-func (q Query) target(refID string) prometheus.Dataquery {
-	format := q.Format
-	if format == "" {
-		format = prometheus.PromQueryFormatTimeSeries
-	}
-	legend := q.Legend
-	if legend == "" {
-		legend = "__auto"
+// target is a query as Grafana has it. Panels that are not over time ask for the present value alone, so that an exporter which is gone
+// shows as "No data" and not as the last value it gave.
+func (p Panel) target(q Query, i int) prometheus.Dataquery {
+	overTime := slices.Contains([]string{"lines", "areas", "heatmap"}, p.Draw)
+	format := prometheus.PromQueryFormatTimeSeries
+	if p.Draw == "table" {
+		format = prometheus.PromQueryFormatTable
 	}
 	return prometheus.Dataquery{
-		Expr:         selectors.Replace(q.Expr),
-		Instant:      new(q.Instant),
-		Range:        new(!q.Instant),
+		Expr:         selectors.Replace(strings.ReplaceAll(q.Expr, "@keys", strings.Join(p.Keys, ", "))),
+		Instant:      new(!overTime),
+		Range:        &overTime,
 		Format:       &format,
-		LegendFormat: &legend,
+		LegendFormat: new(cmp.Or(q.Legend, "__auto")),
 		EditorMode:   new(prometheus.QueryEditorModeCode),
-		RefId:        &refID,
+		RefId:        new(string(rune('A' + i))),
 		Datasource:   &datasource,
 	}
 }
 
 func (p Panel) description() string {
-	if p.Cure == "" {
-		return p.Description
-	}
-	return p.Description + "\n\n" + p.Cure
+	return strings.TrimSpace(strings.ReplaceAll(p.Description+"\n"+p.Cure, "\n", "\n\n"))
 }
 
 // limits are the panel's thresholds and the end of its description, which says where they come from.

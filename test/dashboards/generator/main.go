@@ -1,4 +1,4 @@
-// The program writes the Grafana dashboards from one description in Go, so that the same question has the same query, colour and
+// The program writes the Grafana dashboards from their descriptions in boards, so that the same question has the same query, colour and
 // limit wherever it is asked.
 package main
 
@@ -25,7 +25,11 @@ func generate(repository, folder string) error {
 	if err != nil {
 		return err
 	}
-	for _, board := range []Board{hostBoard(), destinationsBoard(), fleetBoard()} {
+	for _, name := range []string{"host", "destinations", "fleet"} {
+		board, err := readBoard(name)
+		if err != nil {
+			return err
+		}
 		model, err := board.Build(alerts)
 		if err != nil {
 			return fmt.Errorf("dashboard %s: %w", board.UID, err)

@@ -1,5 +1,11 @@
 package main
 
+import (
+	"fmt"
+
+	"go.yaml.in/yaml/v3"
+)
+
 // The colours are those of Okabe and Ito, "Color Universal Design" (2008): people with any common colour blindness can tell
 // them apart, and a state has the same one on every panel of every dashboard.
 const (
@@ -15,8 +21,26 @@ const (
 	lightGrey = "#BBBBBB"
 )
 
+// Colour is one of the palette; the boards' files have its name.
+type Colour string
+
+// UnmarshalYAML refuses what is not in the palette.
+func (c *Colour) UnmarshalYAML(node *yaml.Node) error {
+	var ok bool
+	*c, ok = map[string]Colour{
+		"blue": blue, "sky": sky, "green": green, "yellow": yellow, "orange": orange, "vermilion": vermilion, "purple": purple, "grey": grey,
+	}[node.Value]
+	if !ok {
+		return fmt.Errorf("line %d: %q is no colour of the palette", node.Line, node.Value)
+	}
+	return nil
+}
+
 // stateColour is by the label value of tcp_connections.
-var stateColour = []struct{ state, colour string }{
+var stateColour = []struct {
+	state  string
+	colour Colour
+}{
 	{"established", blue},
 	{"syn_sent", yellow},
 	{"syn_recv", purple},

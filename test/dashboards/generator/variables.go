@@ -1,50 +1,53 @@
 package main
 
-import (
-	"github.com/grafana/grafana-foundation-sdk/go/cog"
-	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
-)
+import "github.com/grafana/grafana-foundation-sdk/go/dashboard"
 
-// linkTo leads to another of the dashboards in the same time range and data source; keep says that all other variables go along too.
-func linkTo(uid, title string, keep bool) dashboard.DashboardLink {
+// BoardLink leads to another of the dashboards in the same time range and data source.
+type BoardLink struct {
+	UID, Title string
+	// Keep says that all other variables go along too.
+	Keep bool
+}
+
+func (l BoardLink) build() dashboard.DashboardLink {
 	link := dashboard.DashboardLink{
-		Title: title, Type: dashboard.DashboardLinkTypeLink, Url: new("/d/" + uid), Icon: "dashboard", Tags: []string{}, IncludeVars: keep, KeepTime: true,
+		Title: l.Title, Type: dashboard.DashboardLinkTypeLink, Url: new("/d/" + l.UID), Icon: "dashboard", Tags: []string{}, IncludeVars: l.Keep, KeepTime: true,
 	}
-	if !keep {
+	if !l.Keep {
 		*link.Url += "?var-datasource=${datasource}"
 	}
 	return link
 }
 
-// instanceVariables select one namespace of one machine.
-func instanceVariables() []cog.Builder[dashboard.VariableModel] {
-	return []cog.Builder[dashboard.VariableModel]{
-		datasourceVariable(),
-		labelVariable("job", "Job", `timewait_exporter_build_info`),
-		labelVariable("instance", "Instance", `timewait_exporter_build_info{job="$job"}`),
-		labelVariable("netns", "Network namespace", `timewait_exporter_netns_info{job="$job",instance="$instance"}`),
+// Variable selects one value of the label that it is named after, or all.
+type Variable struct {
+	Name, Label string
+	// Values offers the values that the label has in these series of the selected time range.
+	Values string
+	// Worst offers them in the order of the series' values, and so selects that of the largest.
+	Worst string
+	// All offers all of them together too, and selects that.
+	All bool
+}
+
+func (v Variable) build() *dashboard.QueryVariableBuilder {
+	builder := dashboard.NewQueryVariableBuilder(v.Name)
+	query := "label_values(" + v.Values + ", " + v.Name + ")"
+	if v.Worst != "" {
+		query = "query_result(sort_desc(max by (" + v.Name + ") (" + v.Worst + ")))"
+		builder.Regex("/" + v.Name + `="([^"]+)"/`).Sort(dashboard.VariableSortDisabled)
+	} else {
+		builder.Sort(dashboard.VariableSortAlphabeticalAsc)
 	}
-}
-
-func datasourceVariable() cog.Builder[dashboard.VariableModel] {
-	return dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").Type("prometheus")
-}
-
-// labelVariable offers the values that a label has in the series of the selected time range.
-func labelVariable(label, title, series string) *dashboard.QueryVariableBuilder {
-	return queryVariable(label, title, "label_values("+series+", "+label+")").Sort(dashboard.VariableSortAlphabeticalAsc)
-}
-
-// worstVariable offers the values of a label in the order of the series' values, and so selects that of the largest.
-func worstVariable(label, title, series string) *dashboard.QueryVariableBuilder {
-	return queryVariable(label, title, "query_result(sort_desc(max by ("+label+") ("+series+")))").
-		Regex("/" + label + `="([^"]+)"/`).
-		Sort(dashboard.VariableSortDisabled)
-}
-
-func queryVariable(name, title, query string) *dashboard.QueryVariableBuilder {
-	return dashboard.NewQueryVariableBuilder(name).
-		Label(title).
+	if v.All {
+		builder.Multi(true).IncludeAll(true).Current(dashboard.VariableOption{
+			Selected: new(true),
+			Text:     dashboard.StringOrArrayOfString{ArrayOfString: []string{"All"}},
+			Value:    dashboard.StringOrArrayOfString{ArrayOfString: []string{"$__all"}},
+		})
+	}
+	return builder.
+		Label(v.Label).
 		Datasource(datasource).
 		Definition(query).
 		Query(dashboard.StringOrMap{Map: map[string]any{"query": query, "refId": "StandardVariableQuery"}}).

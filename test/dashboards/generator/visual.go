@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"fmt"
 	"math"
 
 	"github.com/grafana/grafana-foundation-sdk/go/bargauge"
@@ -8,7 +10,6 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/common"
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 	"github.com/grafana/grafana-foundation-sdk/go/heatmap"
-	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
 	"github.com/grafana/grafana-foundation-sdk/go/stat"
 	"github.com/grafana/grafana-foundation-sdk/go/table"
 	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
@@ -19,29 +20,116 @@ func lastValue() *common.ReduceDataOptionsBuilder {
 	return common.NewReduceDataOptionsBuilder().Calcs([]string{"lastNotNull"}).Fields("").Values(false)
 }
 
-// bigNumber is a value that can be read from across the room: the whole panel takes the colour of its limit.
-func bigNumber() *stat.PanelBuilder {
+// draw is the panel's visualization, without what all have in common.
+func (p Panel) draw() (cog.Builder[dashboard.Panel], error) {
+	switch p.Draw {
+	case "number":
+		return p.number(), nil
+	case "share":
+		return p.number().Min(0).Max(1).Decimals(0), nil
+	case "fact": // neither good nor bad
+		return p.number().ColorMode(common.BigValueColorModeNone), nil
+	case "list":
+		return oneValueEach(), nil
+	case "table":
+		return p.rows(), nil
+	case "heatmap":
+		return bucketsOverTime(), nil
+	case "lines":
+		return p.lines(), nil
+	case "areas": // that add up to a whole
+		return p.lines().
+			LineWidth(0). // else the edge of a state of which there are none lies on top of the others
+			FillOpacity(60).
+			Stacking(common.NewStackingConfigBuilder().Mode(common.StackingModeNormal).Group("A")), nil
+	case "bars":
+		return p.bars(), nil
+	}
+	return nil, fmt.Errorf("there is no visualization %q", p.Draw)
+}
+
+// fields fills in what panels of any kind say about their values and series.
+func (p Panel) fields(config *dashboard.FieldConfigSource) {
+	defaults := &config.Defaults
+	defaults.Unit = &p.Unit
+	defaults.Max = cmp.Or(p.Max, defaults.Max)
+	defaults.Decimals = cmp.Or(p.Decimals, defaults.Decimals)
+	if p.Display != "" {
+		defaults.DisplayName = &p.Display
+	}
+	if p.Otherwise != "" {
+		defaults.Thresholds = &dashboard.ThresholdsConfig{Mode: dashboard.ThresholdsModeAbsolute, Steps: []dashboard.Threshold{{Color: string(p.Otherwise)}}}
+	}
+	if p.Values != nil {
+		results := map[string]dashboard.ValueMappingResult{}
+		for value, result := range p.Values {
+			results[value] = result.build()
+		}
+		defaults.Mappings = append(defaults.Mappings,
+			dashboard.ValueMapping{ValueMap: &dashboard.ValueMap{Type: dashboard.MappingTypeValueToText, Options: results}})
+	}
+	if p.From != nil {
+		defaults.Mappings = append(defaults.Mappings, dashboard.ValueMapping{RangeMap: &dashboard.RangeMap{
+			Type:    dashboard.MappingTypeRangeToText,
+			Options: dashboard.DashboardRangeMapOptions{From: &p.From.Least, To: new(math.MaxFloat64), Result: p.From.build()},
+		}})
+	}
+	override := func(matcher, series string, property dashboard.DynamicConfigValue) {
+		config.Overrides = append(config.Overrides, dashboard.DashboardFieldConfigSourceOverrides{
+			Matcher: dashboard.MatcherConfig{Id: matcher, Options: series}, Properties: []dashboard.DynamicConfigValue{property},
+		})
+	}
+	if p.States {
+		for _, state := range stateColour {
+			override("byRegexp", "/(^|.* )"+state.state+"$/", fixed(state.colour))
+		}
+	}
+	for _, pair := range p.Colours {
+		for series, colour := range pair {
+			override("byName", series, fixed(colour))
+		}
+	}
+	if p.Dashed != "" {
+		override("byRegexp", p.Dashed, dashboard.DynamicConfigValue{Id: "custom.lineStyle", Value: map[string]any{"fill": "dash", "dash": []int{10, 10}}})
+	}
+}
+
+func (r Result) build() dashboard.ValueMappingResult {
+	var result dashboard.ValueMappingResult
+	if r.Text != "" {
+		result.Text = &r.Text
+	}
+	if r.Colour != "" {
+		result.Color = new(string(r.Colour))
+	}
+	return result
+}
+
+func fixed(colour Colour) dashboard.DynamicConfigValue {
+	return dashboard.DynamicConfigValue{Id: "color", Value: map[string]string{"mode": "fixed", "fixedColor": string(colour)}}
+}
+
+// number can be read from across the room: the whole panel takes the colour of its limit. What nobody knows is grey, where Grafana gives
+// it the colour of the lowest limit, here the green of all being well.
+func (p Panel) number() *stat.PanelBuilder {
+	text := common.BigValueTextModeValue
+	if len(p.Queries) > 1 {
+		text = common.BigValueTextModeValueAndName
+	}
 	return stat.NewPanelBuilder().
 		ReduceOptions(lastValue()).
 		ColorMode(common.BigValueColorModeBackground).
 		GraphMode(common.BigValueGraphModeNone).
 		JustifyMode(common.BigValueJustifyModeCenter).
-		TextMode(common.BigValueTextModeValue).
+		TextMode(text).
 		Orientation(common.VizOrientationAuto).
-		Mappings(mapped()).
+		Mappings([]dashboard.ValueMapping{{SpecialValueMap: &dashboard.SpecialValueMap{
+			Type: dashboard.MappingTypeSpecialValue,
+			Options: dashboard.DashboardSpecialValueMapOptions{
+				Match: dashboard.SpecialValueMatchNullAndNan, Result: Result{"No data", grey}.build(),
+			},
+		}}}).
 		ColorScheme(byLimit())
-}
-
-// mapped adds values that have a text or colour of their own to the one which nobody knows: that is grey, where Grafana gives it the
-// colour of the lowest limit, here the green of all being well.
-func mapped(values ...dashboard.ValueMapping) []dashboard.ValueMapping {
-	absent := dashboard.ValueMapping{SpecialValueMap: &dashboard.SpecialValueMap{
-		Type: dashboard.MappingTypeSpecialValue,
-		Options: dashboard.DashboardSpecialValueMapOptions{
-			Match: dashboard.SpecialValueMatchNullAndNan, Result: dashboard.ValueMappingResult{Text: new("No data"), Color: new(grey)},
-		},
-	}}
-	return append([]dashboard.ValueMapping{absent}, values...)
 }
 
 // byLimit colours a value by the limits that it is past.
@@ -49,28 +137,19 @@ func byLimit() *dashboard.FieldColorBuilder {
 	return dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdThresholds)
 }
 
-// plainNumber is a big number that is a fact, neither good nor bad.
-func plainNumber() *stat.PanelBuilder {
-	return bigNumber().
-		ColorMode(common.BigValueColorModeNone).
-		Thresholds(always(blue))
-}
-
-// always is one colour for all values that no mapping gives another.
-func always(colour string) *dashboard.ThresholdsConfigBuilder {
-	return dashboard.NewThresholdsConfigBuilder().Mode(dashboard.ThresholdsModeAbsolute).Steps([]dashboard.Threshold{{Color: colour}})
-}
-
-// noneIsGood is a number of things of which there should be none.
-func noneIsGood(otherwise string) *stat.PanelBuilder {
-	return bigNumber().
-		Thresholds(always(otherwise)).
-		Mappings(exactly(map[string]dashboard.ValueMappingResult{"0": {Text: new("0"), Color: new(green)}}))
-}
-
-// lines are series over time. Gaps stay gaps: a scrape that failed has no value.
-func lines() *timeseries.PanelBuilder {
-	return timeseries.NewPanelBuilder().
+// lines are series over time. Gaps stay gaps: a scrape that failed has no value. The alerts' limits are drawn into the picture.
+func (p Panel) lines() *timeseries.PanelBuilder {
+	legend := common.NewVizLegendOptionsBuilder().ShowLegend(true)
+	switch p.Legend {
+	case "narrow":
+		legend.DisplayMode(common.LegendDisplayModeList).Placement(common.LegendPlacementBottom)
+	case "wide": // the largest first
+		legend.DisplayMode(common.LegendDisplayModeTable).Placement(common.LegendPlacementBottom).Calcs([]string{"lastNotNull", "max"}).
+			SortBy("Last *").SortDesc(true)
+	default:
+		legend.DisplayMode(common.LegendDisplayModeTable).Placement(common.LegendPlacementRight).Calcs([]string{"lastNotNull", "max"})
+	}
+	builder := timeseries.NewPanelBuilder().
 		DrawStyle(common.GraphDrawStyleLine).
 		LineInterpolation(common.LineInterpolationLinear).
 		LineWidth(2).
@@ -78,61 +157,27 @@ func lines() *timeseries.PanelBuilder {
 		ShowPoints(common.VisibilityModeNever).
 		Min(0).
 		ColorScheme(dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdPaletteClassic)).
-		Legend(common.NewVizLegendOptionsBuilder().
-			ShowLegend(true).
-			DisplayMode(common.LegendDisplayModeTable).
-			Placement(common.LegendPlacementRight).
-			Calcs([]string{"lastNotNull", "max"})).
+		Legend(legend).
 		Tooltip(common.NewVizTooltipOptionsBuilder().Mode(common.TooltipDisplayModeMulti).Sort(common.SortOrderDescending))
+	if p.Limits != nil {
+		builder.ThresholdsStyle(common.NewGraphThresholdsStyleConfigBuilder().Mode(common.GraphThresholdsStyleModeLine))
+	}
+	return builder
 }
-
-// linesWithLimits draws the alerts' limits into the picture.
-func linesWithLimits() *timeseries.PanelBuilder {
-	return lines().ThresholdsStyle(thresholdLines())
-}
-
-func thresholdLines() *common.GraphThresholdsStyleConfigBuilder {
-	return common.NewGraphThresholdsStyleConfigBuilder().Mode(common.GraphThresholdsStyleModeLine)
-}
-
-// areas are series over time that add up to a whole.
-func areas() *timeseries.PanelBuilder {
-	return lines().
-		LineWidth(0). // else the edge of a state of which there are none lies on top of the others
-		FillOpacity(60).
-		Stacking(common.NewStackingConfigBuilder().Mode(common.StackingModeNormal).Group("A"))
-}
-
-// wideNames puts the legend below the picture, the largest first: names that are long leave no room for the picture beside them.
-func wideNames(builder *timeseries.PanelBuilder) *timeseries.PanelBuilder {
-	return builder.Legend(common.NewVizLegendOptionsBuilder().
-		ShowLegend(true).
-		DisplayMode(common.LegendDisplayModeTable).
-		Placement(common.LegendPlacementBottom).
-		Calcs([]string{"lastNotNull", "max"}).
-		SortBy("Last *").SortDesc(true))
-}
-
-// narrow is for a panel that has no room for a legend's numbers: the names are below the picture.
-func narrow(builder *timeseries.PanelBuilder) *timeseries.PanelBuilder {
-	return builder.Legend(common.NewVizLegendOptionsBuilder().
-		ShowLegend(true).
-		DisplayMode(common.LegendDisplayModeList).
-		Placement(common.LegendPlacementBottom))
-}
-
-// dashed is how the less urgent of two lines in the same colour looks.
-var dashed = []dashboard.DynamicConfigValue{{Id: "custom.lineStyle", Value: map[string]any{"fill": "dash", "dash": []int{10, 10}}}}
 
 // bars compare a few present values with each other.
-func bars() *bargauge.PanelBuilder {
+func (p Panel) bars() *bargauge.PanelBuilder {
+	colours := byLimit()
+	if p.Limits == nil {
+		colours = dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdFixed).FixedColor(blue)
+	}
 	return bargauge.NewPanelBuilder().
 		ReduceOptions(lastValue()).
 		DisplayMode(common.BarGaugeDisplayModeBasic).
 		Orientation(common.VizOrientationHorizontal).
 		ShowUnfilled(true).
 		Min(0).
-		ColorScheme(dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdFixed).FixedColor(blue))
+		ColorScheme(colours)
 }
 
 // heatmapPanel is one that every version shows a tooltip of.
@@ -159,16 +204,16 @@ func (p heatmapPanel) Build() (dashboard.Panel, error) {
 	return panel, nil
 }
 
-// bucketsOverTime shows gauges as the rows of a heatmap, in the order of their names, which are numbers: the upper bounds of buckets. Each
-// column is one moment.
-func bucketsOverTime(unit string) heatmapPanel {
+// bucketsOverTime shows gauges as the rows of a heatmap, in the order of their names, which are numbers: the upper bounds of buckets in
+// seconds. Each column is one moment.
+func bucketsOverTime() heatmapPanel {
 	return heatmapPanel{heatmap.NewPanelBuilder().
 		Calculate(false).
 		Color(heatmap.NewHeatmapColorOptionsBuilder().
 			Mode(heatmap.HeatmapColorModeScheme).Scheme("Oranges").Fill("dark-orange").
 			Scale(heatmap.HeatmapColorScaleExponential).Exponent(0.5).Steps(64)).
 		RowsFrame(heatmap.NewRowsHeatmapOptionsBuilder().Layout(common.HeatmapCellLayoutLe)).
-		YAxis(heatmap.NewYAxisConfigBuilder().Unit(unit).AxisPlacement(common.AxisPlacementLeft)).
+		YAxis(heatmap.NewYAxisConfigBuilder().Unit("s").AxisPlacement(common.AxisPlacementLeft)).
 		CellValues(heatmap.NewCellValuesBuilder().Unit("short")).
 		CellGap(1).
 		ShowValue(common.VisibilityModeNever).
@@ -180,7 +225,7 @@ type Column struct {
 	Name string
 	Expr string
 	// Colour draws the numbers as bars of that colour; "" leaves them bare.
-	Colour string
+	Colour Colour
 	// Limit draws the numbers as bars that take the colour of the panel's limits; 1 fills the cell.
 	Limit bool
 	// Unit is the panel's where "".
@@ -193,23 +238,32 @@ type Column struct {
 	Ascending bool
 }
 
-// rowsOf is a table with a row for each combination of the key labels, and its queries. The first column has a value in every row, and
-// the rows are sorted by it.
-func rowsOf(keys []string, links map[string]dashboard.DashboardLink, columns ...Column) (*table.PanelBuilder, []Query) {
+// CellLink is where a click on a cell of a table leads.
+type CellLink struct {
+	Title, URL string
+	// Tab opens a new one.
+	Tab bool
+}
+
+// rows is a table with a row for each combination of the key labels. The first column has a value in every row, and the rows are sorted
+// by it. In the columns' expressions @keys are the labels.
+func (p Panel) rows() *table.PanelBuilder {
 	builder := table.NewPanelBuilder().
 		ShowHeader(true).
 		Filterable(true).
 		MinWidth(60).
 		Align(common.FieldTextAlignmentAuto).
 		Footer(noFooter()).
-		SortBy([]cog.Builder[common.TableSortByFieldState]{common.NewTableSortByFieldStateBuilder().DisplayName(columns[0].Name).Desc(!columns[0].Ascending)})
+		SortBy([]cog.Builder[common.TableSortByFieldState]{common.NewTableSortByFieldStateBuilder().DisplayName(p.Columns[0].Name).Desc(!p.Columns[0].Ascending)})
 	order := map[string]int{}
-	for i, key := range keys {
+	for i, key := range p.Keys {
 		order[key] = i
 		// A label is a text: without its own unit Grafana formats one that looks like a number, such as a port, by the panel's.
 		properties := []dashboard.DynamicConfigValue{{Id: "unit", Value: "string"}}
-		if link, ok := links[key]; ok {
-			properties = append(properties, dashboard.DynamicConfigValue{Id: "links", Value: []dashboard.DashboardLink{link}})
+		if link, ok := p.Links[key]; ok {
+			properties = append(properties, dashboard.DynamicConfigValue{Id: "links", Value: []dashboard.DashboardLink{
+				{Title: link.Title, Url: &link.URL, TargetBlank: link.Tab, Tags: []string{}},
+			}})
 		}
 		if width, ok := keyWidth[key]; ok {
 			properties = append(properties, dashboard.DynamicConfigValue{Id: "custom.width", Value: width})
@@ -218,13 +272,11 @@ func rowsOf(keys []string, links map[string]dashboard.DashboardLink, columns ...
 	}
 	// With one query answered, Grafana calls its column "Value"; with more, "Value #A" and so on. The first is answered whenever
 	// any is.
-	rename := map[string]string{"Value": columns[0].Name}
-	var queries []Query
-	for i, column := range columns {
+	rename := map[string]string{"Value": p.Columns[0].Name}
+	for i, column := range p.Columns {
 		field := "Value #" + string(rune('A'+i))
 		rename[field] = column.Name
-		order[field] = len(keys) + i
-		queries = append(queries, Query{Expr: column.Expr, Instant: true, Format: prometheus.PromQueryFormatTable})
+		order[field] = len(p.Keys) + i
 		if properties := column.properties(); properties != nil {
 			builder.OverrideByName(column.Name, properties)
 		}
@@ -235,7 +287,7 @@ func rowsOf(keys []string, links map[string]dashboard.DashboardLink, columns ...
 			"excludeByName": map[string]bool{"Time": true},
 			"indexByName":   order,
 			"renameByName":  rename,
-		}}), queries
+		}})
 }
 
 // keyWidth are the widths, in pixels, of labels whose values are all about as long.
@@ -280,48 +332,7 @@ func (c Column) properties() []dashboard.DynamicConfigValue {
 			dashboard.DynamicConfigValue{Id: "color", Value: map[string]string{"mode": "thresholds"}})
 	case c.Colour != "":
 		properties = append(properties,
-			dashboard.DynamicConfigValue{Id: "color", Value: map[string]string{"mode": "fixed", "fixedColor": c.Colour}})
+			dashboard.DynamicConfigValue{Id: "color", Value: map[string]string{"mode": "fixed", "fixedColor": string(c.Colour)}})
 	}
 	return properties
-}
-
-// exactly maps single values to texts and colours.
-func exactly(results map[string]dashboard.ValueMappingResult) []dashboard.ValueMapping {
-	return mapped(dashboard.ValueMapping{ValueMap: &dashboard.ValueMap{Type: dashboard.MappingTypeValueToText, Options: results}})
-}
-
-// from maps a value and all above it.
-func from(least float64, result dashboard.ValueMappingResult) []dashboard.ValueMapping {
-	return mapped(dashboard.ValueMapping{RangeMap: &dashboard.RangeMap{
-		Type:    dashboard.MappingTypeRangeToText,
-		Options: dashboard.DashboardRangeMapOptions{From: &least, To: new(math.MaxFloat64), Result: result},
-	}})
-}
-
-func colour(hex string) []dashboard.DynamicConfigValue {
-	return []dashboard.DynamicConfigValue{{Id: "color", Value: map[string]string{"mode": "fixed", "fixedColor": hex}}}
-}
-
-// overridable is any of the SDK's panel builders.
-type overridable[B any] interface {
-	OverrideByRegexp(pattern string, properties []dashboard.DynamicConfigValue) B
-}
-
-// withStateColours gives each series whose name ends in a state that state's colour.
-func withStateColours[B overridable[B]](builder B) B {
-	for _, state := range stateColour {
-		builder.OverrideByRegexp("/(^|.* )"+state.state+"$/", colour(state.colour))
-	}
-	return builder
-}
-
-// named is a series by its legend, and its colour.
-type named struct{ series, colour string }
-
-// withColours gives each named series its colour, in the order of the legend.
-func withColours(builder *timeseries.PanelBuilder, series ...named) *timeseries.PanelBuilder {
-	for _, s := range series {
-		builder.OverrideByName(s.series, colour(s.colour))
-	}
-	return builder
 }
