@@ -1,5 +1,7 @@
 package collector
 
+import "timewait_exporter/collector/tally"
+
 // The ways to read the socket table.
 const (
 	SourceProcfs  = "procfs"
@@ -21,4 +23,7 @@ type Config struct {
 	// RemotePrefixIPv4 and RemotePrefixIPv6 fold remote addresses into blocks of
 	// so many bits; 32 and 128 leave them whole.
 	RemotePrefixIPv4, RemotePrefixIPv6 int
+	// RemoteGroups are remote addresses that are counted under a name, before they
+	// are folded into blocks; all of them have series of their own.
+	RemoteGroups []tally.Group
 }

@@ -48,6 +48,8 @@ Written from the code by ` + "`make docs`" + `; a test holds it to the code. Bes
   a port that no socket holds on its local IP, whatever the destination; programs that choose their source IP do that.
   ` + "`pool=\"bind_any\"`: `bind()` with port 0 on `::`, and `listen()`" + ` without ` + "`bind()`" + `, as of Java and Go, need a port that no socket holds on any IP.
 * A **destination** is what ` + "`connect()`" + ` needs a free port for: local IP, remote IP and remote port of an outbound connection.
+* A **remote group** is remote IPs that are counted as one remote, under a name: ` + "`--collector.remote-group=lb=10.0.0.0/24,2001:db8::/64` gives `remote_ip=\"lb\"`" + `. Groups have
+  series beside those of the largest remotes, come before blocks, and stay without remote IPs. ` + "`tcp_remote_ips`" + ` and destinations are as without them.
 * **other** is the exact remainder of those that are not named: ` + "`remote_ip=\"other\"`, `local_port=\"other\"`" + `. A sum over all
   series of ` + "`tcp_remote_connections`" + ` is the number of connections, listeners excluded.
 
@@ -78,7 +80,7 @@ The accept queues are those of the same listening ports, whatever is in them, so
   client's port that is not of the pool. Those that look outbound rank behind all that hold a port of the pool, by name and for memory.
 * A walk of the table is no snapshot: a socket that comes or goes meanwhile may be in it or not.
 * The kernel fires the timers of TIME_WAIT up to two seconds late, in which they show as 0.
-* With more than %d remotes in a direction, %d destinations or %d local IPs at once (three quarters of these destinations, for those that hold no port of the pool), the small ones are not counted one by one.
+* With more than %d remotes in a direction, %d destinations or %d local IPs at once (three quarters of these destinations, for those that hold no port of the pool, and of these remotes, for those in groups), the small ones are not counted one by one.
   ` + "`timewait_exporter_undercount_max`" + ` then says by how many connections any one may be short, the numbers of distinct ones are
   estimates good to about 1 %%, and totals stay exact.
 * With more than %d local addresses and ports that are listened on, the queues of the others are in their port's ` + "`local_ip=\"other\"`" + `, and

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 
 	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
 )
 
 // go test ./collector -update writes what the tests compare with: read the
@@ -248,7 +250,7 @@ func TestMachines(t *testing.T) {
 }
 
 // TestSumRule holds the remotes and listeners that are named, and the rest, to
-// the totals, however many are named and however they are folded.
+// the totals, however many are named and however they are folded and grouped.
 func TestSumRule(t *testing.T) {
 	f := func(cfg Config) {
 		t.Helper()
@@ -274,7 +276,7 @@ func TestSumRule(t *testing.T) {
 			named[m.GetLabel()[2].GetValue()] = true
 		}
 		delete(named, "other")
-		if len(named) > cfg.Remotes {
+		if len(named) > cfg.Remotes+len(cfg.RemoteGroups) {
 			t.Errorf("%s: %d remotes are named, %d should be", cfg.ProcRoot, len(named), cfg.Remotes)
 		}
 	}
@@ -284,6 +286,10 @@ func TestSumRule(t *testing.T) {
 			cfg.Remotes, cfg.Listeners = n, n
 			for _, prefixes := range [][2]int{{32, 128}, {24, 64}, {31, 127}, {8, 0}, {0, 0}, {32, 48}, {16, 128}} {
 				cfg.RemotePrefixIPv4, cfg.RemotePrefixIPv6 = prefixes[0], prefixes[1]
+				cfg.RemoteGroups = nil
+				f(cfg)
+				cfg.RemoteGroups = []tally.Group{{Name: "private", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fc00::/7")}},
+					{Name: "loopback", Prefixes: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/9"), netip.MustParsePrefix("::1/128")}}}
 				f(cfg)
 			}
 		}

@@ -89,13 +89,13 @@ var (
 		"Sockets in the TCP table by address family (::ffff: addresses count as ipv4), direction and state. Inbound: a listener holds the local port.",
 		"netns", "family", "direction", "state")
 	remoteConnections = newMetric("tcp_remote_connections", "gauge", fromTable,
-		"Connections of the remote IPs that have most of them, and of all others as remote_ip=\"other\". Only what is not zero.",
+		"Connections of the remote IPs that have most of them, of all remote groups by name, and of all others as remote_ip=\"other\". Only what is not zero.",
 		"netns", "remote_ip", "direction", "state")
 	remoteIPs = newMetric("tcp_remote_ips", "gauge", fromTable,
-		"Distinct remote IPs, or blocks of them when remotes are folded into blocks.",
+		"Distinct remote IPs, or blocks of them when remotes are folded into blocks; those in remote groups too.",
 		"netns", "direction")
 	remoteTopShare = newMetric("tcp_remote_top_share_ratio", "gauge", fromTable,
-		"Share of the connections in a state that the one remote IP with most of them holds. 0 when there are none.",
+		"Share of the connections in a state that the one remote IP, or remote group, with most of them holds. 0 when there are none.",
 		"netns", "direction", "state")
 	ephemeralPorts = newMetric("tcp_ephemeral_ports", "gauge", "ip_local_port_range, ip_local_reserved_ports",
 		"Size of the ephemeral pool: the ports of the local port range that are not reserved.",

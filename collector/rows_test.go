@@ -263,6 +263,66 @@ func TestRemotePrefix(t *testing.T) {
 	f(0, 0, "0.0.0.0/0=4", "::/0=3")
 }
 
+// TestRemoteGroups counts remotes under the name of their group: before they are folded
+// into blocks, and whether any is named or not.
+func TestRemoteGroups(t *testing.T) {
+	rows := sockets(
+		"tcp6 listen [::]:80 [::]:0",
+		"tcp6 established 10.0.0.1:80 192.0.2.0:4000",
+		"tcp6 established 10.0.0.1:80 192.0.2.1:4000",
+		"tcp6 close_wait 10.0.0.1:80 192.0.2.127:4000",
+		"tcp6 established 10.0.0.1:80 192.0.2.128:4000",
+		"tcp6 established [2001:db8::1]:80 [2001:db8:1::2]:4000",
+		"tcp time_wait 10.0.0.1:4001 192.0.2.1:443",
+		"tcp time_wait 10.0.0.1:4002 192.0.2.1:443",
+		"tcp time_wait 10.0.0.1:4002 192.0.2.1:444",
+		"tcp time_wait 10.0.0.1:4003 192.0.3.9:443",
+		"tcp6 established [fe80::1]:4005 [fe80::9]:80",
+	)
+	last := &rows[len(rows)-1]
+	last.Remote.Addr = last.Remote.Addr.WithZone(3)
+	f := func(remotes, bits4, bits6 int, remoteIPs float64, groups string, want ...string) {
+		t.Helper()
+		var all []tally.Group
+		for group := range strings.FieldsSeq(groups) {
+			name, cidrs, _ := strings.Cut(group, "=")
+			all = append(all, tally.Group{Name: name})
+			for cidr := range strings.SplitSeq(cidrs, ",") {
+				all[len(all)-1].Prefixes = append(all[len(all)-1].Prefixes, netip.MustParsePrefix(cidr))
+			}
+		}
+		counted := tally.New(bits4, bits6, all...)
+		for range 2 { // with the memory of the first time
+			p := tallyPage(t, counted, nil, tally.Limits{Remotes: remotes, Destinations: 9}, nil, rows...)
+			got := slices.DeleteFunc(p.values("tcp_remote_connections", "remote_ip"), func(v string) bool { return v == "other=0" })
+			if !slices.Equal(got, want) {
+				t.Errorf("/%d /%d, %s: %q, want %q", bits4, bits6, groups, got, want)
+			}
+			if got := p.sum("tcp_remote_ips"); got != remoteIPs {
+				t.Errorf("/%d /%d, %s: %v remote IPs, want %v", bits4, bits6, groups, got, remoteIPs)
+			}
+			p.want(t, 4, "tcp_destinations")
+		}
+	}
+	f(9, 32, 128, 8, "", "192.0.2.0=1", "192.0.2.127=1", "192.0.2.128=1", "192.0.2.1=4", "192.0.3.9=1", "2001:db8:1::2=1", "fe80::9%3=1")
+	f(9, 32, 128, 8, "lb=192.0.2.0/25", "192.0.2.128=1", "192.0.3.9=1", "2001:db8:1::2=1", "fe80::9%3=1", "lb=6")
+	f(9, 24, 64, 5, "lb=192.0.2.0/25", "192.0.2.0/24=1", "192.0.3.0/24=1", "2001:db8:1::/64=1", "fe80::/64=1", "lb=6")
+	f(9, 24, 64, 5, "a=192.0.2.0/32 b=192.0.2.1/32,192.0.2.127/32", "192.0.2.0/24=1", "192.0.3.0/24=1", "2001:db8:1::/64=1", "a=1", "b=5", "fe80::/64=1")
+	f(1, 32, 128, 8, "lb=192.0.2.0/25", "192.0.2.128=1", "lb=6", "other=3")
+	f(0, 32, 128, 8, "lb=192.0.2.0/25 none=198.51.100.0/24", "lb=6", "other=4")
+	// One inside another, twice, next to each other, in no order.
+	f(0, 32, 128, 8, "lb=192.0.2.127/32,192.0.2.0/24,192.0.2.0/24,192.0.2.1/32 cdn=192.0.3.0/24", "cdn=1", "lb=7", "other=2")
+	// Of one family only, and with the zone of a link.
+	f(0, 32, 128, 8, "v6=::/0", "other=8", "v6=2")
+	f(0, 32, 128, 8, "v6=::/0 v4=0.0.0.0/0", "v4=8", "v6=2")
+	f(0, 32, 128, 8, "link=fe80::/10 global=2000::/3", "global=1", "link=1", "other=8")
+
+	p := tallyPage(t, tally.New(32, 128, tally.Group{Name: "lb", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/25")}}), portsOf(t, 4000, 4099, ""), everything, nil, rows...)
+	p.want(t, 0.5, "tcp_remote_top_share_ratio", "direction", "inbound", "state", "established")
+	p.want(t, 0.75, "tcp_remote_top_share_ratio", "direction", "outbound", "state", "time_wait")
+	p.want(t, 2, "tcp_destination_ports_used", "remote_ip", "192.0.2.1", "remote_port", "443")
+}
+
 // TestRemotesTop names those with most connections of both directions together,
 // and counts the rest exactly.
 func TestRemotesTop(t *testing.T) {
@@ -768,7 +828,7 @@ func TestTallyAllocations(t *testing.T) {
 		rows = append(rows, socket(fmt.Sprintf("tcp time_wait 10.0.0.1:%d 10.0.1.%d:443", 32768+i%20000, i%250)),
 			socket(fmt.Sprintf("tcp established 10.0.0.1:80 10.0.2.%d:%d", i%250, 1024+i%50000)))
 	}
-	counted, p := tally.New(32, 128), portsOf(t, 32768, 60999, "")
+	counted, p := tally.New(32, 128, tally.Group{Name: "half", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.2.0/25")}}), portsOf(t, 32768, 60999, "")
 	count := func() {
 		if err := counted.Count(yielded(rows), p, nil); err != nil {
 			t.Fatal(err)

@@ -130,6 +130,9 @@ func (s *samples) addRemote(name string, states *[snapshot.NumDirections]snapsho
 }
 
 func remoteName(r *snapshot.Remote) string {
+	if r.Group != "" {
+		return r.Group
+	}
 	if r.Bits < r.IP.BitLen() {
 		return netip.PrefixFrom(r.IP, r.Bits).String()
 	}

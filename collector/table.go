@@ -42,7 +42,7 @@ type walker struct {
 
 func (t *table) newWalker() *walker {
 	w := &walker{
-		tally:  tally.New(t.cfg.RemotePrefixIPv4, t.cfg.RemotePrefixIPv6),
+		tally:  tally.New(t.cfg.RemotePrefixIPv4, t.cfg.RemotePrefixIPv6, t.cfg.RemoteGroups...),
 		procfs: tcptable.NewProcNet(t.cfg.Namespace.Dir),
 	}
 	if t.useNetlink {

@@ -96,6 +96,8 @@ func newFlags() (*kingpin.Application, *config) {
 		&cfg.collector.RemotePrefixIPv4, "32", 32)
 	number(app, "collector.remote-prefix-ipv6", "Count remote IPv6 addresses in blocks with a prefix of so many bits.",
 		&cfg.collector.RemotePrefixIPv6, "128", 128)
+	addRemoteGroups(app, "collector.remote-group", "Count the remote IPs of these networks under a name, before blocks and also without remote IPs. Repeatable. Destinations keep their IPs.",
+		&cfg.collector.RemoteGroups)
 	app.Flag("collector.remote-ips", "Name remote IPs in metrics, as is the default. Without, no series has a remote address.").
 		Default("true").BoolVar(&cfg.remoteIPs)
 	return app, cfg

@@ -145,8 +145,8 @@ type Sockets struct {
 	// TopShare is the share, from 0 to 1, of the connections in a state that the one
 	// remote with most of them holds.
 	TopShare [NumDirections][tcptable.NumStates]float64
-	// Remotes are those with most connections, most first, and OtherRemotes all others
-	// in sum. Listeners have no remote.
+	// Remotes are all groups and then those with most connections, most first, and
+	// OtherRemotes all others in sum. Listeners have no remote.
 	Remotes      []Remote
 	OtherRemotes [NumDirections]States
 
@@ -181,8 +181,10 @@ type Bucket struct {
 	Connections uint64
 }
 
-// Remote is a peer.
+// Remote is a peer, or a group of them.
 type Remote struct {
+	// Group is the name of a group; "" if it is none.
+	Group string
 	// IP is its address, or the first one of a block of those that share Bits bits.
 	IP     netip.Addr
 	Bits   int

@@ -30,6 +30,7 @@ type Tally struct {
 	timeWait    [snapshot.NumDirections]timeWaits
 
 	remotes      [snapshot.NumDirections]*counts[tcptable.Addr]
+	groups       groups
 	destinations *counts[destination]
 	devices      devices
 
@@ -67,17 +68,18 @@ func (w *timeWaits) add(left time.Duration) {
 	w[i]++
 }
 
-// New returns an empty tally that counts remote addresses by prefixes of so
-// many bits.
-func New(prefixIPv4, prefixIPv6 int) *Tally {
+// New returns an empty tally that counts remote addresses by group and, those in none, by
+// prefixes of so many bits.
+func New(prefixIPv4, prefixIPv6 int, all ...Group) *Tally {
 	t := &Tally{
 		prefix:        [snapshot.NumFamilies]int{snapshot.IPv4: prefixIPv4, snapshot.IPv6: prefixIPv6},
 		wholeRemotes:  prefixIPv4 == 32 && prefixIPv6 == 128,
+		groups:        newGroups(all),
 		destinations:  newCounts[destination](MaxDestinations),
 		listenerPorts: make(map[uint16]*listenerPort),
 		queues:        newAcceptQueues(),
 	}
-	t.destinations.gaveWay = t.addRemote
+	t.destinations.gaveWay = t.addRemoteOf
 	t.devices = newDevices(t.destinations)
 	for d := range t.remotes {
 		t.remotes[d] = newCounts[tcptable.Addr](MaxRemotes)
@@ -120,10 +122,12 @@ func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
 	for _, remotes := range t.remotes {
 		remotes.reset()
 	}
+	clear(t.groups.states)
 	t.destinations.reset()
 	t.devices.reset()
 	*t = Tally{
-		pool: p, dump: l, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, destinations: t.destinations, devices: t.devices,
+		pool: p, dump: l, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, groups: t.groups,
+		destinations: t.destinations, devices: t.devices,
 		listenerPorts: t.listenerPorts, queues: t.queues, locals: t.locals,
 		listeners: [tcptable.NumTables]listeners{{bound: t.listeners[tcptable.TCP].bound}, {bound: t.listeners[tcptable.TCP6].bound}},
 	}
@@ -163,8 +167,7 @@ func (t *Tally) add(s *tcptable.Socket) {
 		t.locals.hold(&s.Local)
 	}
 	if dir == snapshot.Inbound {
-		key := t.remoteKey(s.Remote.Addr)
-		t.remotes[snapshot.Inbound].add(&key, uint8(s.State), 1)
+		t.addRemote(snapshot.Inbound, s.Remote.Addr, uint8(s.State), 1)
 		l := t.listenerPort(s.Local.Port)
 		l.States[s.State]++
 		l.rows++
@@ -198,18 +201,28 @@ func (t *Tally) add(s *tcptable.Socket) {
 // finish ends the walk.
 func (t *Tally) finish() {
 	for i := range t.destinations.entries {
-		t.addRemote(&t.destinations.entries[i])
+		t.addRemoteOf(&t.destinations.entries[i])
 	}
 	t.devices.findWorst()
 }
 
-// addRemote counts what a destination has for its remote, so that an outbound row
+// addRemoteOf counts what a destination has for its remote, so that an outbound row
 // costs one look-up and not two.
-func (t *Tally) addRemote(e *entry[destination]) {
-	key := t.remoteKey(e.key.remote)
+func (t *Tally) addRemoteOf(e *entry[destination]) {
 	for label, rows := range t.destinations.labels(e) {
-		t.remotes[snapshot.Outbound].add(&key, label&stateBits, rows)
+		t.addRemote(snapshot.Outbound, e.key.remote, label&stateBits, rows)
 	}
+}
+
+// addRemote counts rows in a state for a remote.
+func (t *Tally) addRemote(d snapshot.Direction, remote tcptable.Addr, state uint8, rows uint32) {
+	key := t.remoteKey(remote)
+	if group := t.groups.of(remote); group >= 0 {
+		t.groups.states[group][d][state] += uint64(rows)
+		t.remotes[d].addLight(&key, grouped)
+		return
+	}
+	t.remotes[d].add(&key, state, rows)
 }
 
 func (t *Tally) addListener(s *tcptable.Socket) {

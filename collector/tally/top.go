@@ -108,9 +108,12 @@ func (t *Tally) allRemotes() iter.Seq[heldRemote] {
 		for d := range snapshot.NumDirections {
 			for i := range t.remotes[d].entries {
 				e := &t.remotes[d].entries[i]
+				if e.rows == 0 {
+					continue // all of it is in groups
+				}
 				r := heldRemote{key: e.key, rows: uint64(e.rows)}
 				r.entries[d] = e
-				if opposite := t.remotes[1-d].lookup(&e.key); opposite != nil {
+				if opposite := t.remotes[1-d].lookup(&e.key); opposite != nil && opposite.rows > 0 {
 					if d == snapshot.Outbound {
 						continue // seen as inbound
 					}
@@ -141,28 +144,46 @@ func (t *Tally) nameRemotes(out *snapshot.Sockets, n int) {
 		}
 	}
 	top := largest(t.allRemotes(), n, byRows)
-	out.Remotes = make([]snapshot.Remote, 0, len(top))
+	out.Remotes = make([]snapshot.Remote, 0, len(t.groups.names)+len(top))
+	for i, name := range t.groups.names {
+		out.Remotes = append(out.Remotes, snapshot.Remote{Group: name, States: t.groups.states[i]})
+		for d, states := range t.groups.states[i] {
+			for state, rows := range states {
+				rest[d][state] -= rows
+			}
+		}
+	}
 	for _, r := range top {
 		named := snapshot.Remote{IP: r.key.IP(), Bits: t.prefix[familyOf(r.key)]}
 		for d, e := range r.entries {
 			if e == nil {
 				continue
 			}
-			for state, rows := range t.remotes[d].labels(e) {
-				rest[d][state] -= uint64(rows)
-				named.States[d][state] = uint64(rows)
+			for label, rows := range t.remotes[d].labels(e) {
+				if label == grouped {
+					continue
+				}
+				rest[d][label] -= uint64(rows)
+				named.States[d][label] = uint64(rows)
 			}
 		}
 		out.Remotes = append(out.Remotes, named)
 	}
 }
 
-// mostOfOne returns, by state, the connections of the remote with most of them.
+// mostOfOne returns, by state, the connections of the remote, or group, with most of them.
 func (t *Tally) mostOfOne(d snapshot.Direction) (most snapshot.States) {
 	remotes := t.remotes[d]
 	for i := range remotes.entries {
-		for state, rows := range remotes.labels(&remotes.entries[i]) {
-			most[state] = max(most[state], uint64(rows))
+		for label, rows := range remotes.labels(&remotes.entries[i]) {
+			if label != grouped {
+				most[label] = max(most[label], uint64(rows))
+			}
+		}
+	}
+	for _, group := range t.groups.states {
+		for state, rows := range group[d] {
+			most[state] = max(most[state], rows)
 		}
 	}
 	return most

@@ -126,6 +126,14 @@ func (a Addr) zone() uint32 {
 	return 0
 }
 
+// WithoutZone returns the address without its zone.
+func (a Addr) WithoutZone() Addr {
+	if a.zone() != 0 {
+		binary.BigEndian.PutUint64(a[:8], linkLocal)
+	}
+	return a
+}
+
 // Is4 reports whether it is an IPv4 address.
 func (a Addr) Is4() bool {
 	return binary.BigEndian.Uint64(a[:8]) == 0 && binary.BigEndian.Uint32(a[8:]) == 0xffff
@@ -135,8 +143,7 @@ func (a Addr) Is4() bool {
 // known: fe80::9%3.
 func (a Addr) IP() netip.Addr {
 	if zone := a.zone(); zone != 0 {
-		binary.BigEndian.PutUint64(a[:8], linkLocal)
-		return netip.AddrFrom16(a).WithZone(strconv.FormatUint(uint64(zone), 10))
+		return netip.AddrFrom16(a.WithoutZone()).WithZone(strconv.FormatUint(uint64(zone), 10))
 	}
 	return netip.AddrFrom16(a).Unmap()
 }
