@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -85,35 +86,6 @@ func TestParseReplyCaptured(t *testing.T) {
 			}
 			wantText(t, filepath.Join("testdata/sockdiag", name+".txt"), lines...)
 		})
-	}
-}
-
-// TestParseReplyAgreesWithProc compares what sock_diag and /proc said of the same
-// sockets.
-func TestParseReplyAgreesWithProc(t *testing.T) {
-	for _, name := range []string{"all-states", "unprivileged"} {
-		sockets, _, err := parseAnswer(getSock, 1, capture(t, name)...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		left := make(map[string]time.Duration)
-		fromProc := mustWalk(t, NewProcNet("testdata/sockdiag/net"))
-		for _, s := range fromProc {
-			left[text(undated(s))] = s.TimerLeft
-		}
-		all := len(sockets)
-		sockets = slices.DeleteFunc(sockets, func(s Socket) bool { return s.Kind == Bound })
-		if all-len(sockets) != 4 {
-			t.Errorf("%s: %d idle sockets, want 4", name, all-len(sockets))
-		}
-		if got, want := sorted(sockets), sorted(fromProc); !slices.Equal(got, want) {
-			t.Errorf("%s: got\n%s\nwant\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
-		}
-		for _, s := range sockets {
-			if off := s.TimerLeft - left[text(undated(s))]; off < 0 || off > time.Second {
-				t.Errorf("%s: %s, but /proc says %v less a moment later", name, text(s), off)
-			}
-		}
 	}
 }
 
@@ -210,103 +182,83 @@ func ending(kind uint16, errno unix.Errno) []byte {
 	return message(kind, unix.NLM_F_MULTI, testSeq, encode(-int32(errno))...)
 }
 
-// TestParseReply has datagrams of several messages.
+// TestParseReply has datagrams of several messages, those that no dump of sockets can
+// have, and dumps that went wrong. What comes before the end, or an error, has been seen.
 func TestParseReply(t *testing.T) {
-	f := func(want []int, wantDone bool, parts ...[]byte) {
+	f := func(want, failure string, parts ...[]byte) {
 		t.Helper()
 		sockets, done, err := parseAnswer(getSock, testSeq, bytes.Join(parts, nil))
-		if err != nil || done != wantDone {
-			t.Fatalf("done is %v, want %v, and %v", done, wantDone, err)
-		}
-		var got []int
+		var seen []string
 		for _, s := range sockets {
-			got = append(got, int(s.Remote.Addr[15])/2)
+			seen = append(seen, strconv.Itoa(int(s.Remote.Addr[15])/2))
 		}
-		if !slices.Equal(got, want) {
-			t.Errorf("got the sockets %v, want %v", got, want)
+		if done {
+			seen = append(seen, "done")
 		}
-	}
-	done := ending(unix.NLMSG_DONE, 0)
-	noop := message(unix.NLMSG_NOOP, 0, testSeq)
-	odd := message(getSock, 0, testSeq, append(numberedDiag(9), 1, 2, 3)...)
-	f(nil, false)
-	f([]int{1}, false, numberedMessage(1))
-	f([]int{1, 2, 3}, false, numberedMessage(1), numberedMessage(2), numberedMessage(3))
-	f([]int{1, 2}, true, numberedMessage(1), numberedMessage(2), done)
-	f(nil, true, done)
-	// What stands behind the end is not looked at.
-	f([]int{1}, true, numberedMessage(1), done, numberedMessage(2))
-	f(nil, true, done, []byte{1, 2, 3})
-	// Nothing to do.
-	f([]int{1, 2}, true, noop, numberedMessage(1), noop, noop, numberedMessage(2), done)
-	// The length of a message leaves out its padding, which the last one may lack.
-	f([]int{9, 1, 9}, false, odd, numberedMessage(1), odd)
-	f([]int{9, 9}, false, odd, odd[:len(odd)-1])
-	// The answer to a dump that tells more than an error number, as some kernels do.
-	f([]int{1}, true, numberedMessage(1), message(unix.NLMSG_DONE, 0, testSeq, make([]byte, 40)...))
-}
-
-// TestParseReplyRefuses has datagrams that no dump of sockets can have, and dumps
-// that went wrong. What came before the error has been seen.
-func TestParseReplyRefuses(t *testing.T) {
-	f := func(seen int, reason string, parts ...[]byte) {
-		t.Helper()
-		sockets, done, err := parseAnswer(getSock, testSeq, bytes.Join(parts, nil))
-		if err == nil {
-			t.Fatalf("no error, want %q", reason)
+		if got := strings.Join(seen, " "); got != want {
+			t.Errorf("got %s, want %s", got, want)
 		}
-		if done || len(sockets) != seen || !strings.Contains(err.Error(), reason) {
-			t.Errorf("%d sockets, done is %v, %q; want %d and %q", len(sockets), done, err, seen, reason)
+		if failure == "" && err != nil || failure != "" && (err == nil || !strings.Contains(err.Error(), failure)) {
+			t.Fatalf("%v, want %q", err, failure)
 		}
-		last := bytes.TrimRight(parts[len(parts)-1], "\x00")
-		if strings.HasPrefix(reason, "a reply ") && !strings.Contains(err.Error(), fmt.Sprintf("%x", last[:min(len(last), 40)])) {
-			t.Errorf("%q does not show %x", err, last)
-		}
-	}
-	one := numberedMessage(1)
-	withLength := func(length uint32) []byte {
-		m := slices.Clone(one)
-		binary.NativeEndian.PutUint32(m, length)
-		return m
-	}
-	for _, n := range []int{1, 4, unix.SizeofNlMsghdr - 1} {
-		f(0, "a reply is too short for a netlink header", one[:n])
-		f(1, "a reply is too short for a netlink header", one, one[:n])
-	}
-	for _, length := range []uint32{0, 1, unix.SizeofNlMsghdr - 1, uint32(len(one) + 1), 1 << 31, 1<<32 - 1} {
-		f(2, fmt.Sprintf("has a length of %d, with %d bytes left", int(length), len(one)), one, one, withLength(length))
-	}
-	f(1, fmt.Sprintf("has a length of %d, with %d bytes left", len(one), len(one)-1), one, one[:len(one)-1])
-
-	// The answer to somebody else, or to an earlier request.
-	f(1, "a reply answers request 76 and not 77", one, message(getSock, unix.NLM_F_MULTI, testSeq-1, numberedDiag(2)...))
-	f(0, "a reply answers request 0 and not 77", message(unix.NLMSG_NOOP, 0, 0))
-	f(0, "a reply answers request 4294967295 and not 77", message(unix.NLMSG_DONE, 0, 1<<32-1, 0, 0, 0, 0))
-	// The table changed in a way that the kernel could not follow.
-	f(1, "a reply says the dump was interrupted", one, message(getSock, unix.NLM_F_MULTI|unix.NLM_F_DUMP_INTR, testSeq, numberedDiag(2)...))
-	f(1, "a reply says the dump was interrupted", one, message(unix.NLMSG_DONE, unix.NLM_F_MULTI|unix.NLM_F_DUMP_INTR, testSeq, 0, 0, 0, 0))
-	// The kernel lost something.
-	f(1, "a reply is of unknown type 4", one, message(unix.NLMSG_OVERRUN, 0, testSeq))
-	f(1, "a reply is of unknown type 20", one, message(unix.SOCK_DIAG_BY_FAMILY, 0, testSeq, numberedDiag(2)...))
-	f(0, "a reply is of unknown type 65535", message(0xffff, 0, testSeq))
-	for _, kind := range []uint16{unix.NLMSG_DONE, unix.NLMSG_ERROR} {
-		for n := range 4 {
-			f(1, "a reply is too short for an error number", one, message(kind, 0, testSeq, make([]byte, n)...)[:unix.SizeofNlMsghdr+n])
-		}
-	}
-	// Without tcp_diag the kernel says so in the message that ends each dump.
-	for _, errno := range []unix.Errno{unix.ENOENT, unix.EPERM, unix.EINVAL, unix.EOPNOTSUPP, unix.ENOBUFS, unix.EINTR} {
-		for _, kind := range []uint16{unix.NLMSG_ERROR, unix.NLMSG_DONE} {
-			f(0, "the kernel refuses the dump: "+errno.Error(), ending(kind, errno))
-			f(1, "the kernel refuses the dump: "+errno.Error(), one, ending(kind, errno))
-			if _, _, err := parseAnswer(getSock, testSeq, ending(kind, errno)); !errors.Is(err, errno) {
-				t.Errorf("%v, want %v", err, errno)
+		if strings.HasPrefix(failure, "a reply ") {
+			last := bytes.TrimRight(parts[len(parts)-1], "\x00")
+			if !strings.Contains(err.Error(), fmt.Sprintf("%x", last[:min(len(last), 40)])) {
+				t.Errorf("%q does not show %x", err, last)
 			}
 		}
 	}
-	f(1, "a reply acknowledges what asked for a dump", one, message(unix.NLMSG_ERROR, 0, testSeq, 0, 0, 0, 0))
-	f(1, "a socket of 71 bytes and not 72", one, message(getSock, 0, testSeq, numberedDiag(2)[:71]...))
-	f(1, "a socket of 0 bytes and not 72", one, message(getSock, 0, testSeq))
+	one, two, three := numberedMessage(1), numberedMessage(2), numberedMessage(3)
+	done, noop := ending(unix.NLMSG_DONE, 0), message(unix.NLMSG_NOOP, 0, testSeq)
+	odd := message(getSock, 0, testSeq, append(numberedDiag(9), 1, 2, 3)...)
+	f("", "")
+	f("1", "", one)
+	f("1 2 3", "", one, two, three)
+	f("1 2 done", "", one, two, done)
+	f("done", "", done)
+	// What stands behind the end is not looked at.
+	f("1 done", "", one, done, two)
+	f("done", "", done, []byte{1, 2, 3})
+	// Nothing to do.
+	f("1 2 done", "", noop, one, noop, noop, two, done)
+	// The length of a message leaves out its padding, which the last one may lack.
+	f("9 1 9", "", odd, one, odd)
+	f("9 9", "", odd, odd[:len(odd)-1])
+	// The answer to a dump that tells more than an error number, as some kernels do.
+	f("1 done", "", one, message(unix.NLMSG_DONE, 0, testSeq, make([]byte, 40)...))
+
+	for _, n := range []int{1, 4, unix.SizeofNlMsghdr - 1} {
+		f("1", "a reply is too short for a netlink header", one, one[:n])
+	}
+	for _, length := range []uint32{0, 1, unix.SizeofNlMsghdr - 1, uint32(len(one) + 1), 1 << 31, 1<<32 - 1} {
+		m := slices.Clone(one)
+		binary.NativeEndian.PutUint32(m, length)
+		f("1 2", fmt.Sprintf("a reply has a length of %d, with %d bytes left", length, len(m)), one, two, m)
+	}
+	f("1", fmt.Sprintf("has a length of %d, with %d bytes left", len(one), len(one)-1), one, one[:len(one)-1])
+	// The answer to somebody else, or to an earlier request.
+	f("1", "a reply answers request 76 and not 77", one, message(getSock, unix.NLM_F_MULTI, testSeq-1, numberedDiag(2)...))
+	f("", "a reply answers request 0 and not 77", message(unix.NLMSG_NOOP, 0, 0))
+	f("", "a reply answers request 4294967295 and not 77", message(unix.NLMSG_DONE, 0, 1<<32-1, 0, 0, 0, 0))
+	// The table changed in a way that the kernel could not follow.
+	f("1", "a reply says the dump was interrupted", one, message(getSock, unix.NLM_F_MULTI|unix.NLM_F_DUMP_INTR, testSeq, numberedDiag(2)...))
+	f("1", "a reply says the dump was interrupted", one, message(unix.NLMSG_DONE, unix.NLM_F_MULTI|unix.NLM_F_DUMP_INTR, testSeq, 0, 0, 0, 0))
+	// The kernel lost something.
+	f("1", "a reply is of unknown type 4", one, message(unix.NLMSG_OVERRUN, 0, testSeq))
+	f("1", "a reply is of unknown type 20", one, message(unix.SOCK_DIAG_BY_FAMILY, 0, testSeq, numberedDiag(2)...))
+	f("", "a reply is of unknown type 65535", message(0xffff, 0, testSeq))
+	for _, kind := range []uint16{unix.NLMSG_DONE, unix.NLMSG_ERROR} {
+		for n := range 4 {
+			f("1", "a reply is too short for an error number", one, message(kind, 0, testSeq, make([]byte, n)...)[:unix.SizeofNlMsghdr+n])
+		}
+		// Without tcp_diag the kernel says so in the message that ends each dump.
+		for _, errno := range []unix.Errno{unix.ENOENT, unix.EPERM, unix.EINVAL, unix.EOPNOTSUPP, unix.ENOBUFS, unix.EINTR} {
+			f("1", "the kernel refuses the dump: "+errno.Error(), one, ending(kind, errno))
+		}
+	}
+	f("1", "a reply acknowledges what asked for a dump", one, message(unix.NLMSG_ERROR, 0, testSeq, 0, 0, 0, 0))
+	f("1", "a socket of 71 bytes and not 72", one, message(getSock, 0, testSeq, numberedDiag(2)[:71]...))
+	f("1", "a socket of 0 bytes and not 72", one, message(getSock, 0, testSeq))
 }
 
 // TestParseDiag has records in which not all that is there counts.
@@ -451,46 +403,6 @@ func TestParseAttrs(t *testing.T) {
 	f(nothing, attribute(attrSockopt))
 	f(full, shutdown, attribute(attrSockopt, ^bit, 0xff))
 	f("true false true", shutdown, attribute(attrSockopt, bit, 0), other)
-}
-
-// TestRequest reads the requests as the kernel does.
-func TestRequest(t *testing.T) {
-	type sockID struct {
-		Ports     [4]byte
-		Source    [16]byte
-		Dest      [16]byte
-		Interface uint32
-		Cookie    [2]uint32
-	}
-	type reqV2 struct { // struct inet_diag_req_v2
-		Header                       unix.NlMsghdr
-		Family, Protocol, Ext, Blank uint8
-		States                       uint32
-		ID                           sockID
-	}
-	type req struct { // struct inet_diag_req
-		Header                          unix.NlMsghdr
-		Family, SourceLen, DestLen, Ext uint8
-		ID                              sockID
-		States, DBs                     uint32
-	}
-	const flags = unix.NLM_F_REQUEST | unix.NLM_F_ROOT | unix.NLM_F_MATCH
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		got := dump{family, 1 << Listen}.request(5)
-		want := encode(reqV2{Header: unix.NlMsghdr{Len: 72, Type: 20, Flags: flags, Seq: 5}, Family: family, Protocol: 6, States: 1 << 10})
-		if !bytes.Equal(got, want) {
-			t.Errorf("family %d: got\n%x\nwant\n%x", family, got, want)
-		}
-	}
-	got := dump{unix.AF_UNSPEC, listening | connected}.request(1<<32 - 1)
-	// All states but 0; 12 and 13 are NEW_SYN_RECV and BOUND_INACTIVE.
-	want := encode(req{Header: unix.NlMsghdr{Len: 76, Type: 18, Flags: flags, Seq: 1<<32 - 1}, States: 0b10_1111_1111_1110})
-	if !bytes.Equal(got, want) {
-		t.Errorf("both families: got\n%x\nwant\n%x", got, want)
-	}
-	if listening&connected != 0 {
-		t.Errorf("states %b are asked for twice", listening&connected)
-	}
 }
 
 // FuzzReply reads any bytes as a datagram of a dump: every socket that comes out

@@ -2,7 +2,6 @@ package tcptable
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"net"
@@ -11,8 +10,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // none is what text leaves out.
@@ -108,42 +105,6 @@ func listenOn(t *testing.T, network, address string) net.Listener {
 	}
 	t.Cleanup(func() { l.Close() })
 	return l
-}
-
-// TestOfThisKernel finds sockets of this test in the kernel's tables.
-func TestOfThisKernel(t *testing.T) {
-	l := listenOn(t, "tcp4", "127.0.0.1:0")
-	conn, err := net.Dial("tcp4", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	server, client := l.Addr().String(), conn.LocalAddr().String()
-	diag := NewSockDiag()
-	defer diag.Close()
-	for _, source := range []Source{NewProcNet("/proc/self/net"), diag} {
-		sockets, err := walk(source.Sockets(t.Context()))
-		if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOENT) {
-			t.Skipf("this kernel has no sock_diag for TCP: %v", err)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		found := make(map[string]int)
-		for _, s := range sockets {
-			local, remote := addrPort(s.Local).String(), addrPort(s.Remote).String()
-			// A connection that waits for accept(2) is in the queue and has no descriptor.
-			if local == server && (s.State == Listen && s.RxQueue == 1 && s.Inode != 0 || remote == client && s.State == Established && s.Inode == 0) ||
-				local == client && remote == server && s.State == Established && s.Inode != 0 {
-				found[local+" "+s.State.String()]++
-			}
-		}
-		for _, what := range []string{server + " listen", server + " established", client + " established"} {
-			if found[what] != 1 {
-				t.Errorf("%T: %s is listed %d times: %v", source, what, found[what], found)
-			}
-		}
-	}
 }
 
 func TestStateString(t *testing.T) {
