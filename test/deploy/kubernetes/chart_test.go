@@ -26,87 +26,89 @@ import (
 	"timewait_exporter/test/deploy/host"
 )
 
-// everything switches on all there is; of the two monitors only one can be.
-const everything = `
-commonLabels: {team: network}
-podLabels: {tier: node}
-podAnnotations: {example.com/note: pod}
-imagePullSecrets: [{name: registry}]
-serviceAccount: {annotations: {example.com/note: account}}
-extraArgs: [--collector.source=auto, --collector.remote-prefix-ipv4=24]
-priorityClassName: system-node-critical
-affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: type, operator: NotIn, values: [virtual-kubelet]}]}]}}}
-service: {annotations: {example.com/note: service}}
-podMonitor:
-  enabled: true
-  additionalLabels: {release: prometheus}
-  scrapeTimeout: 10s
-  relabelings: [{action: labeldrop, regex: pod}]
-  metricRelabelings: [{action: drop, sourceLabels: [__name__], regex: go_.*}]
-prometheusRule: {enabled: true, additionalLabels: {release: prometheus}}
-dashboards: {enabled: true, annotations: {grafana_folder: TCP connections}}
-networkPolicy: {enabled: true, from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}
-`
-
-const serviceMonitor = `
-serviceMonitor: {enabled: true, additionalLabels: {release: prometheus}}
-prometheusRule: {enabled: true}
-networkPolicy: {enabled: true}
-`
-
-const tls = `
-webConfig: {secret: web, tlsSecret: cert}
-podMonitor:
-  enabled: true
-  basicAuth: {username: {name: web, key: user}, password: {name: web, key: password}}
-  tlsConfig: {ca: {secret: {name: cert, key: ca.crt}}, serverName: exporter}
-prometheusRule: {enabled: true}
-`
-
-// valueSets are the values files that every object of the chart is checked with.
-var valueSets = map[string]string{
-	"defaults":        "",
-	"everything":      everything,
-	"service monitor": serviceMonitor,
-	"tls":             tls,
-	"password alone":  "webConfig: {secret: web}",
-	"own probes": `
-webConfig: {secret: web, tlsSecret: web}
-livenessProbe: {httpGet: {path: /-/healthy, port: metrics, scheme: HTTPS}}
-readinessProbe: {httpGet: {path: /-/ready, port: metrics, scheme: HTTPS}}`,
-	"monitoring in a namespace of its own": `
-podMonitor: {enabled: true, namespace: monitoring}
-prometheusRule: {enabled: true, namespace: monitoring}
-dashboards: {enabled: true, namespace: grafana}`,
-	"service monitor in another namespace": "serviceMonitor: {enabled: true, namespace: monitoring}",
-	// What users of prometheus-community's charts for nodes set most.
-	"usual overrides": `
-nameOverride: sockets
-fullnameOverride: node-sockets
-image: {repository: registry.example.com/mirror/timewait_exporter, tag: 1.2.3, digest: "sha256:` + digest + `", pullPolicy: Always}
-port: 9999
-listenOnAllInterfaces: false
-serviceAccount: {create: false, name: given}
-resources: {limits: {cpu: 200m, memory: 64Mi}, requests: {cpu: 50m, memory: 64Mi}}
-nodeSelector: {kubernetes.io/os: linux, pool: edge}
-tolerations: [{effect: NoSchedule, operator: Exists}]
-updateStrategy: {type: OnDelete, rollingUpdate: null}
-podMonitor: {enabled: true}`,
-	"without what can be left out": `
-serviceAccount: {create: false}
-service: {enabled: false}
-resources: {}
-nodeSelector: null
-tolerations: []`,
+// valueSet is one of the files of testdata: a values file that all of the chart's objects
+// are checked with and, as a second document, what must be in the objects it gives, by
+// kind. Where there is no second document any objects are right.
+type valueSet struct {
+	values string
+	want   map[string]any
 }
 
-const digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+func valueSets(t *testing.T) map[string]valueSet {
+	t.Helper()
+	sets := map[string]valueSet{}
+	for _, path := range glob(t, "test/deploy/kubernetes/testdata/*.yaml") {
+		values, want, _ := strings.Cut(readFile(t, path), "---\n")
+		set := valueSet{values: values}
+		if err := yaml.UnmarshalStrict([]byte(want), &set.want); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		sets[strings.TrimSuffix(filepath.Base(path), ".yaml")] = set
+	}
+	return sets
+}
+
+// lacks says where got does not have what want has: maps may have more, lists may not,
+// and null is for what must not be there.
+func lacks(got, want any, path string) []string {
+	var missing []string
+	switch want := want.(type) {
+	case map[string]any:
+		got, _ := got.(map[string]any)
+		for key, value := range want {
+			missing = append(missing, lacks(got[key], value, path+"."+key)...)
+		}
+	case []any:
+		got, _ := got.([]any)
+		if len(got) != len(want) {
+			return []string{fmt.Sprintf("%s is %v, want %v", path, got, want)}
+		}
+		for i := range want {
+			missing = append(missing, lacks(got[i], want[i], fmt.Sprintf("%s[%d]", path, i))...)
+		}
+	default:
+		if got != want {
+			missing = append(missing, fmt.Sprintf("%s is %v, want %v", path, got, want))
+		}
+	}
+	return missing
+}
+
+// TestValues holds that values arrive where they belong, and what they switch on.
+func TestValues(t *testing.T) {
+	for name, set := range valueSets(t) {
+		if set.want == nil {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			objects, err := render(loadChart(t), release, namespace, set.values)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kinds := map[string]bool{}
+			for _, text := range objects {
+				var object map[string]any
+				if err := yaml.Unmarshal([]byte(text), &object); err != nil {
+					t.Fatal(err)
+				}
+				kind := object["kind"].(string)
+				kinds[kind] = true
+				for _, missing := range lacks(object, set.want[kind], kind) {
+					t.Error(missing)
+				}
+			}
+			if got, want := slices.Sorted(maps.Keys(kinds)), slices.Sorted(maps.Keys(set.want)); !slices.Equal(got, want) {
+				t.Errorf("objects are %v, want %v", got, want)
+			}
+		})
+	}
+}
 
 // TestLint is helm lint --strict, for each set of values.
 func TestLint(t *testing.T) {
-	for name, text := range valueSets {
+	for name, set := range valueSets(t) {
 		t.Run(name, func(t *testing.T) {
-			values, err := chartutil.ReadValues([]byte(text))
+			values, err := chartutil.ReadValues([]byte(set.values))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -125,9 +127,9 @@ func TestLint(t *testing.T) {
 func TestObjects(t *testing.T) {
 	flags := knownFlags(t)
 	jobOfAlerts := jobPattern(t)
-	for name, values := range valueSets {
+	for name, set := range valueSets(t) {
 		t.Run(name, func(t *testing.T) {
-			c := install(t, values)
+			c := install(t, set.values)
 			pod, container := c.pod(t)
 
 			seen := map[string]bool{}
@@ -269,19 +271,9 @@ func checkSecurity(t *testing.T, pod *core.PodSpec, container *core.Container) {
 
 // TestDefaults holds what a user gets who sets nothing.
 func TestDefaults(t *testing.T) {
-	c := install(t, "")
-	if want := []string{"ServiceAccount", "Service", "DaemonSet"}; !slices.Equal(c.kinds, want) {
-		t.Errorf("objects are %v, want %v", c.kinds, want)
-	}
-	pod, container := c.pod(t)
+	pod, container := install(t, "").pod(t)
 	if want := "timewait_exporter:" + loadChart(t).Metadata.AppVersion; container.Image != want {
 		t.Errorf("image is %s, want %s", container.Image, want)
-	}
-	if want := []string{"--web.listen-address=:10793"}; !slices.Equal(container.Args, want) {
-		t.Errorf("args are %q, want %q", container.Args, want)
-	}
-	if want := []core.Toleration{{Operator: core.TolerationOpExists}}; !reflect.DeepEqual(pod.Spec.Tolerations, want) {
-		t.Errorf("tolerations are %v: not on all nodes", pod.Spec.Tolerations)
 	}
 	// The worst flood that was measured takes 173 MiB, and the kernel's buffers up to 64.
 	limit := container.Resources.Limits.Memory().Value()
@@ -300,99 +292,12 @@ func TestDefaults(t *testing.T) {
 			t.Errorf("prometheus.kubernetes.yml does not keep %s", kept)
 		}
 	}
-	if c.accounts[0].AutomountServiceAccountToken == nil || *c.accounts[0].AutomountServiceAccountToken {
-		t.Error("the ServiceAccount hands out its token")
-	}
 }
 
-// TestOverrides holds that values arrive where they belong.
-func TestOverrides(t *testing.T) {
-	c := install(t, valueSets["usual overrides"])
-	pod, container := c.pod(t)
-	for _, f := range []struct{ what, got, want string }{
-		{"name", c.daemonSets[0].Name, "node-sockets"},
-		{"image", container.Image, "registry.example.com/mirror/timewait_exporter:1.2.3@sha256:" + digest},
-		{"pull policy", string(container.ImagePullPolicy), "Always"},
-		{"account", pod.Spec.ServiceAccountName, "given"},
-		{"arg", container.Args[0], "--web.listen-address=[$(HOST_IP)]:9999"},
-		{"HOST_IP", container.Env[0].Name + " " + container.Env[0].ValueFrom.FieldRef.FieldPath, "HOST_IP status.hostIP"},
-		{"service port", fmt.Sprint(c.services[0].Spec.Ports[0].Port), "9999"},
-		{"memory", container.Resources.Limits.Memory().String(), "64Mi"},
-		{"pool", pod.Spec.NodeSelector["pool"], "edge"},
-		{"strategy", string(c.daemonSets[0].Spec.UpdateStrategy.Type), "OnDelete"},
-		{"name label", pod.Labels["app.kubernetes.io/name"], "sockets"},
-	} {
-		if f.got != f.want {
-			t.Errorf("%s is %q, want %q", f.what, f.got, f.want)
-		}
-	}
-
-	c = install(t, everything)
-	pod, container = c.pod(t)
-	for i, object := range c.all {
-		if object.GetLabels()["team"] != "network" {
-			t.Errorf("%s %s has no commonLabels: %v", c.kinds[i], object.GetName(), object.GetLabels())
-		}
-	}
-	monitor := c.podMonitors[0]
-	for _, f := range []struct{ what, got, want string }{
-		{"pod label", pod.Labels["tier"], "node"},
-		{"pod annotation", pod.Annotations["example.com/note"], "pod"},
-		{"service annotation", c.services[0].Annotations["example.com/note"], "service"},
-		{"account annotation", c.accounts[0].Annotations["example.com/note"], "account"},
-		{"pull secret", pod.Spec.ImagePullSecrets[0].Name, "registry"},
-		{"priority", pod.Spec.PriorityClassName, "system-node-critical"},
-		{"arg", container.Args[1], "--collector.source=auto"},
-		{"affinity", pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchExpressions[0].Key, "type"},
-		{"monitor label", monitor.Labels["release"], "prometheus"},
-		{"interval", string(monitor.Spec.PodMetricsEndpoints[0].Interval), "15s"},
-		{"timeout", string(monitor.Spec.PodMetricsEndpoints[0].ScrapeTimeout), "10s"},
-		{"last relabeling", monitor.Spec.PodMetricsEndpoints[0].RelabelConfigs[2].Action, "labeldrop"},
-		{"metric relabeling", monitor.Spec.PodMetricsEndpoints[0].MetricRelabelConfigs[0].Regex, "go_.*"},
-		{"rule label", c.rules[1].Labels["release"], "prometheus"},
-		{"dashboard label", c.configMaps[0].Labels["grafana_dashboard"], "1"},
-		{"dashboard annotation", c.configMaps[0].Annotations["grafana_folder"], "TCP connections"},
-		{"policy", c.policies[0].Spec.Ingress[0].From[0].NamespaceSelector.MatchLabels["kubernetes.io/metadata.name"], "monitoring"},
-		{"policy for egress", fmt.Sprint(c.policies[0].Spec.PolicyTypes, len(c.policies[0].Spec.Egress)), "[Ingress Egress] 0"},
-	} {
-		if f.got != f.want {
-			t.Errorf("%s is %q, want %q", f.what, f.got, f.want)
-		}
-	}
-}
-
-func TestNamespaces(t *testing.T) {
-	c := install(t, valueSets["monitoring in a namespace of its own"])
-	want := map[string]string{"PodMonitor": "monitoring", "PrometheusRule": "monitoring", "ConfigMap": "grafana"}
-	for i, object := range c.all {
-		expected := want[c.kinds[i]]
-		if expected == "" {
-			expected = namespace
-		}
-		if object.GetNamespace() != expected {
-			t.Errorf("%s %s is in %s, want %s", c.kinds[i], object.GetName(), object.GetNamespace(), expected)
-		}
-	}
-}
-
-func TestTLS(t *testing.T) {
-	c := install(t, tls)
-	_, container := c.pod(t)
-	endpoint := c.podMonitors[0].Spec.PodMetricsEndpoints[0]
-	for _, f := range []struct{ what, got, want string }{
-		{"scheme", endpoint.Scheme, "https"},
-		{"password", endpoint.BasicAuth.Password.Key, "password"},
-		{"server name", *endpoint.TLSConfig.ServerName, "exporter"},
-	} {
-		if f.got != f.want {
-			t.Errorf("%s is %q, want %q", f.what, f.got, f.want)
-		}
-	}
-	if container.LivenessProbe != nil || container.ReadinessProbe.TCPSocket == nil {
-		t.Errorf("probes are %v and %v, which have no password", container.LivenessProbe, container.ReadinessProbe)
-	}
+// TestRunbookLinks holds that the alerts of an exporter with a certificate link to https.
+func TestRunbookLinks(t *testing.T) {
 	links := 0
-	for _, rules := range c.rules {
+	for _, rules := range install(t, valueSets(t)["tls"].values).rules {
 		for _, group := range rules.Spec.Groups {
 			for _, rule := range group.Rules {
 				if link, ok := rule.Annotations["runbook_url"]; ok {
@@ -411,7 +316,7 @@ func TestTLS(t *testing.T) {
 
 // TestRules holds that the chart's rules are those of deploy/prometheus.
 func TestRules(t *testing.T) {
-	c := install(t, everything)
+	c := install(t, valueSets(t)["everything"].values)
 	if len(c.rules) != 2 {
 		t.Fatalf("got %d PrometheusRules", len(c.rules))
 	}
@@ -431,7 +336,7 @@ func TestRules(t *testing.T) {
 
 // TestDashboards holds that the chart's dashboards are those of dashboards.
 func TestDashboards(t *testing.T) {
-	c := install(t, everything)
+	c := install(t, valueSets(t)["everything"].values)
 	got := map[string]string{}
 	for _, m := range c.configMaps {
 		maps.Copy(got, m.Data)
@@ -600,6 +505,7 @@ func TestPackage(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkLinked(t, packed)
+	everything := valueSets(t)["everything"].values
 	got, err := render(packed, release, namespace, everything)
 	if err != nil {
 		t.Fatal(err)
@@ -639,7 +545,7 @@ func TestSubchart(t *testing.T) {
 
 // TestLongNames holds that a long release name gives names which Kubernetes takes.
 func TestLongNames(t *testing.T) {
-	objects, err := render(loadChart(t), strings.Repeat("a", 53), namespace, everything)
+	objects, err := render(loadChart(t), strings.Repeat("a", 53), namespace, valueSets(t)["everything"].values)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,7 +57,7 @@ func TestRun(t *testing.T) {
 
 	t.Run("tls", func(t *testing.T) {
 		port := freePort(t)
-		c := install(t, fmt.Sprintf("port: %d\nlistenOnAllInterfaces: false\n%s", port, tls))
+		c := install(t, fmt.Sprintf("port: %d\nlistenOnAllInterfaces: false\n%s", port, valueSets(t)["tls"].values))
 		pod, container := c.pod(t)
 		secrets, client := makeSecrets(t)
 		dir := t.TempDir()
