@@ -131,7 +131,7 @@ bench:
 	go test -run '^$$' -bench . -benchmem ./collector/...
 	go -C test run ./bench
 
-# docs/metrics.md and docs/flags.md from the code.
+# The tables of docs/metrics.md and docs/flags.md from the code.
 docs:
 	go test -run '^TestMetricsDoc$$' ./collector -update
 	go test -run '^TestFlagsDoc$$' ./cmd/timewait_exporter -update
