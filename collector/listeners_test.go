@@ -2,6 +2,7 @@ package collector
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -18,8 +19,10 @@ func listener(at string, length, backlog uint32) tcptable.Socket {
 }
 
 // dumpOf is what a dump of these listeners tells.
-func dumpOf(rows ...tcptable.Socket) *tally.Listening {
-	l, _ := tally.CountListening(yielded(rows)) // fails only with an error among the rows
+func dumpOf(rows ...tcptable.Socket) *tally.Listening { return dumpWith(math.MaxUint64, rows...) }
+
+func dumpWith(synLimit uint64, rows ...tcptable.Socket) *tally.Listening {
+	l, _ := tally.CountListening(yielded(rows), synLimit) // fails only with an error among the rows
 	return l
 }
 
@@ -51,6 +54,59 @@ func TestAcceptQueue(t *testing.T) {
 	f(snapshot.AcceptQueue{Sockets: 8, Length: 4, Limit: 24, Fill: 1, Full: 1},
 		row(0, 3), row(0, 3), row(0, 3), row(4, 3), row(0, 3), row(0, 3), row(0, 3), row(0, 3))
 	f(snapshot.AcceptQueue{Sockets: 3, Length: 12, Limit: 19, Fill: 1, Full: 2}, row(6, 5), row(1, 10), row(5, 4))
+}
+
+// TestSynQueue compares half-open connections with the room for them, which is that of the
+// sockets on one address, and takes the fullest address of a port.
+func TestSynQueue(t *testing.T) {
+	f := func(want float64, limit uint64, halfOpen string, n int, listeners ...tcptable.Socket) {
+		t.Helper()
+		var rows []tcptable.Socket
+		for _, l := range listeners {
+			l.Local.Addr = l.Local.Addr.WithoutZone() // as in /proc
+			rows = append(rows, l)
+		}
+		for range n {
+			s := socket(halfOpen)
+			s.Kind, s.Inode = tcptable.Request, 0
+			rows = append(rows, s)
+		}
+		p := tallyPage(t, tally.New(32, 128), nil, everything, dumpWith(limit, listeners...), rows...)
+		p.want(t, want, "tcp_listener_syn_queue_fill_ratio", "local_port", "80")
+		if got := len(p.series("tcp_listener_syn_queue_fill_ratio")); got != 1 {
+			t.Errorf("%d series", got)
+		}
+	}
+	const v4, v6, mapped = "tcp syn_recv 10.0.0.1:80 10.0.0.9:4000", "tcp6 syn_recv [fd00::1]:80 [fd00::9]:4000", "tcp6 syn_recv [::ffff:10.0.0.1]:80 10.0.0.9:4000"
+	row := func(table, ip string, backlog uint32) tcptable.Socket {
+		s := socket(table + " listen " + ip + ":80 " + ip + ":0")
+		s.Backlog = backlog
+		return s
+	}
+	any4 := row("tcp", "0.0.0.0", 99)
+	const cookies = math.MaxUint64
+	f(0, cookies, v4, 0, any4)
+	f(0.5, cookies, v4, 50, any4)
+	f(1, cookies, v4, 100, any4)
+	f(1, cookies, v4, 150, any4) // a second listen(2) asked for less
+	f(1, 49, v4, 49, any4)
+	f(0.5, 10, v4, 5, any4)
+	f(0.25, 10, v4, 1, row("tcp", "0.0.0.0", 3)) // the backlog is less
+	f(1, cookies, v4, 1, row("tcp", "0.0.0.0", 0))
+	f(0.5, 10, v4, 10, any4, any4)                          // SO_REUSEPORT
+	f(0.5, cookies, v4, 5, any4, row("tcp", "10.0.0.1", 9)) // the one on its address takes it
+	f(0.05, cookies, v4, 5, any4, row("tcp", "10.0.0.2", 9))
+	f(0.5, cookies, v6, 5, any4, row("tcp6", "[::]", 9))
+	f(0.5, cookies, mapped, 5, any4, row("tcp6", "[::]", 9)) // dual-stack
+	linkLocal := row("tcp6", "[fe80::1]", 9)
+	linkLocal.Local.Addr = linkLocal.Local.Addr.WithZone(3)
+	f(0.5, cookies, "tcp6 syn_recv [fe80::1]:80 [fe80::9]:4000", 5, linkLocal)
+	f(0, cookies, v4, 5, row("tcp6", "[::]", 9)) // its listener has gone meanwhile
+
+	p := tallyPage(t, tally.New(32, 128), nil, everything, dumpWith(0, any4), any4)
+	p.wantNone(t, "tcp_listener_syn_queue_fill_ratio") // the limit is not known
+	p = tallyPage(t, tally.New(32, 128), nil, tally.Limits{}, dumpOf(any4), any4)
+	p.wantNone(t, "tcp_listener_syn_queue_fill_ratio")
 }
 
 // TestAcceptQueuesOfOneMoment takes lengths and limits from the dump, and what the

@@ -146,6 +146,9 @@ var (
 	listenerUnaccepted = newMetric("tcp_listener_unaccepted_connections", "gauge", fromTable,
 		"Connections in ESTABLISHED or CLOSE_WAIT that the kernel has accepted and the program has not: they hold no file descriptor.",
 		"netns", "local_port", "state")
+	listenerSynQueueFill = newMetric("tcp_listener_syn_queue_fill_ratio", "gauge", fromTable+", "+fromDump+", tcp_syncookies, tcp_max_syn_backlog",
+		"How full the fullest SYN queue of a port is: half-open connections of a local IP / (backlog + 1), or with tcp_syncookies 0 / (tcp_max_syn_backlog - a quarter of it + 1) if that is less; the sum of all its sockets. At 1 new clients get SYN cookies, and with tcp_syncookies 0 they are refused, but for those the kernel knows. Absent where there is no tcp_listener_accept_queue_limit.",
+		"netns", "local_port")
 	queueBytes = newMetric("tcp_queue_bytes", "gauge", fromTable,
 		"Bytes that the programs have not read (queue=\"receive\") or the peers have not acknowledged (queue=\"send\"), listeners excluded.",
 		"netns", "direction", "queue")
@@ -216,6 +219,8 @@ var kernelMetrics = []*Metric{
 		"Handshakes dropped because an accept queue was full; a peer that tries again counts again."),
 	kernelCounter("tcp_listen_drops_total", kernelstat.Netstat("ListenDrops"),
 		"Handshakes that a listener dropped for any reason, overflows included."),
+	kernelGauge("tcp_syn_cookies_mode", kernelstat.Sysctl("net.ipv4.tcp_syncookies"),
+		"SYN cookies: 0 never, 1 when a SYN queue is full, 2 always. With 0 a listener whose SYN queue is full refuses new clients."),
 	kernelCounter("tcp_syn_cookies_sent_total", kernelstat.Netstat("SyncookiesSent"),
 		"SYN cookies sent because a SYN queue was full."),
 	newKernelMetric("tcp_aborts_total", "counter", "reason", numbers{
@@ -254,7 +259,7 @@ func Metrics() []*Metric {
 		connections, remoteConnections, remoteIPs, remoteTopShare,
 		ephemeralPorts, ephemeralPortsUsed, ephemeralLow, ephemeralHigh, ephemeralUtilisation,
 		destinationPortsUsed, destinationUtilisation, destinations, localPortsUsed, localUtilisation,
-		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted,
+		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted, listenerSynQueueFill,
 		queueBytes, orphanConnections, timeWaitRemaining, timeWaitDuration,
 	}, kernelMetrics, []*Metric{
 		netnsInfo, sourceInfo, collectorSuccess, collectorDuration, undercountMax, rowsRead, malformedRows,

@@ -659,7 +659,7 @@ func TestListeners(t *testing.T) {
 	p.want(t, 1, "tcp_listener_accept_queue", "local_ip", "127.0.0.1", "local_port", "8080")
 	p.want(t, 0, "tcp_listener_accept_queue", "local_ip", "::", "local_port", "443")
 	p.want(t, 1, "tcp_listener_sockets", "local_ip", "::", "local_port", "443")
-	for _, name := range []string{"tcp_listener_accept_queue_limit", "tcp_listener_accept_queue_fill_ratio", "tcp_listener_full_sockets"} {
+	for _, name := range []string{"tcp_listener_accept_queue_limit", "tcp_listener_accept_queue_fill_ratio", "tcp_listener_full_sockets", "tcp_listener_syn_queue_fill_ratio"} {
 		p.wantNone(t, name) // the table does not tell backlogs
 	}
 	p.want(t, 0, "tcp_orphan_connections")

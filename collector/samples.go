@@ -174,6 +174,9 @@ func (s *samples) addListener(port string, l *snapshot.Listener) {
 	for _, state := range []tcptable.State{tcptable.Established, tcptable.CloseWait} {
 		s.add(listenerUnaccepted, float64(l.Unaccepted[state]), port, state.String())
 	}
+	if l.HasSynFill {
+		s.add(listenerSynQueueFill, l.SynFill, port)
+	}
 }
 
 func (s *samples) addPorts(ns *snapshot.Namespace) {

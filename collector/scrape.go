@@ -231,5 +231,9 @@ func (s *scraper) readPool(ctx context.Context) (*kernelstat.Pool, error) {
 func (s *scraper) readListening(ctx context.Context) (*tally.Listening, error) {
 	diag := s.diags.take(tcptable.NewSockDiag)
 	defer s.diags.put(diag)
-	return tally.CountListening(diag.Listeners(ctx))
+	limit, err := kernelstat.ReadSynLimit(ctx, s.cfg.ProcRoot)
+	if err != nil {
+		limit = 0 // which sysctl it is, and why, their own part tells
+	}
+	return tally.CountListening(diag.Listeners(ctx), limit)
 }

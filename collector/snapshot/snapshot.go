@@ -197,6 +197,11 @@ type Listener struct {
 	States States
 	// Unaccepted are those in ESTABLISHED or CLOSE_WAIT that no program has accepted.
 	Unaccepted States
+	// SynFill is how full its fullest SYN queue is, from 0 to 1: half-open connections of an
+	// address / those that its listening sockets have room for. HasSynFill is whether that
+	// is known: not of a sum, and only by sock_diag and sysctls of the namespace.
+	SynFill    float64
+	HasSynFill bool
 }
 
 // AcceptQueue is what waits for accept(2) on the listening sockets of one local address

@@ -67,17 +67,41 @@ func (a *acceptQueues) add(s *tcptable.Socket) {
 type Listening struct {
 	queues *acceptQueues
 	v6Only kernelstat.PortSet // whose listeners on :: take no IPv4
+
+	ports    kernelstat.PortSet // of all listeners
+	synRooms map[synQueue]uint64
 }
 
-// CountListening counts the LISTEN rows of a dump.
-func CountListening(rows iter.Seq2[tcptable.Socket, error]) (*Listening, error) {
-	l := &Listening{queues: newAcceptQueues()}
+// synQueue is where the half-open connections of an endpoint's listeners are, in one
+// table. Addresses are without zones, which only one source has.
+type synQueue struct {
+	table tcptable.Table
+	local tcptable.Endpoint
+}
+
+// synQueueOf returns that of the listeners on an address, or of those on all.
+func synQueueOf(t tcptable.Table, local tcptable.Endpoint, onAll bool) synQueue {
+	local.Addr = local.Addr.WithoutZone()
+	if onAll {
+		local.Addr = tcptable.Addr{}
+	}
+	return synQueue{t, local}
+}
+
+// CountListening counts the LISTEN rows of a dump. A listener may have synLimit half-open
+// connections at most; 0 if that is not known.
+func CountListening(rows iter.Seq2[tcptable.Socket, error], synLimit uint64) (*Listening, error) {
+	l := &Listening{queues: newAcceptQueues(), synRooms: make(map[synQueue]uint64)}
 	var dualStack kernelstat.PortSet // SO_REUSEPORT allows both on one port
 	for s, err := range rows {
 		if err != nil {
 			return nil, err
 		}
 		l.queues.add(&s)
+		l.ports.Add(s.Local.Port)
+		if synLimit > 0 {
+			l.addSynRoom(&s, synLimit)
+		}
 		switch {
 		case s.Local.Addr != anyAddr(snapshot.IPv6):
 		case s.V6Only:
@@ -90,6 +114,17 @@ func CountListening(rows iter.Seq2[tcptable.Socket, error]) (*Listening, error) 
 		l.v6Only[i] &^= ports
 	}
 	return l, nil
+}
+
+// addSynRoom adds the half-open connections that a listener has room for: as many as its
+// accept queue, one more than the backlog (inet_csk_reqsk_queue_is_full in
+// include/net/inet_connection_sock.h; before Linux 6.14 no more than the backlog).
+func (l *Listening) addSynRoom(s *tcptable.Socket, limit uint64) {
+	q := synQueueOf(s.Table, s.Local, s.Local.Addr.IP().IsUnspecified())
+	if _, known := l.synRooms[q]; !known && len(l.synRooms) >= MaxEndpoints {
+		q = synQueueOf(s.Table, s.Local, true)
+	}
+	l.synRooms[q] += min(uint64(s.Backlog)+1, limit)
 }
 
 // listenerPort is a listener, whose port its key tells.

@@ -37,6 +37,7 @@ type Tally struct {
 	listeners     [tcptable.NumTables]listeners
 	listenerPorts map[uint16]*listenerPort
 	queues        *acceptQueues
+	halfOpen      map[synQueue]uint64 // connections
 
 	heldPorts kernelstat.PortSet // of the pool, held whatever the destination: by LISTEN and Bound rows
 	locals    localPorts
@@ -78,6 +79,7 @@ func New(prefixIPv4, prefixIPv6 int, all ...Group) *Tally {
 		destinations:  newCounts[destination](MaxDestinations),
 		listenerPorts: make(map[uint16]*listenerPort),
 		queues:        newAcceptQueues(),
+		halfOpen:      make(map[synQueue]uint64),
 	}
 	t.destinations.gaveWay = t.addRemoteOf
 	t.devices = newDevices(t.destinations)
@@ -116,6 +118,7 @@ func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
 	}
 	clear(t.listenerPorts)
 	t.queues.reset()
+	clear(t.halfOpen)
 	for i := range t.listeners {
 		clear(t.listeners[i].bound)
 	}
@@ -128,7 +131,7 @@ func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
 	*t = Tally{
 		pool: p, dump: l, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, groups: t.groups,
 		destinations: t.destinations, devices: t.devices,
-		listenerPorts: t.listenerPorts, queues: t.queues, locals: t.locals,
+		listenerPorts: t.listenerPorts, queues: t.queues, halfOpen: t.halfOpen, locals: t.locals,
 		listeners: [tcptable.NumTables]listeners{{bound: t.listeners[tcptable.TCP].bound}, {bound: t.listeners[tcptable.TCP6].bound}},
 	}
 }
@@ -173,6 +176,9 @@ func (t *Tally) add(s *tcptable.Socket) {
 		l.rows++
 		if ownerless && waiting && s.State != tcptable.SynRecv {
 			l.Unaccepted[s.State]++
+		}
+		if s.Kind == tcptable.Request {
+			t.addHalfOpen(s)
 		}
 		return
 	}
@@ -282,6 +288,13 @@ func (t *Tally) directionOf(s *tcptable.Socket) snapshot.Direction {
 		return snapshot.Inbound
 	}
 	return snapshot.Outbound
+}
+
+// addHalfOpen counts a half-open connection for the listener that it waits for. One of TCP
+// Fast Open, which is Full, waits in the accept queue.
+func (t *Tally) addHalfOpen(s *tcptable.Socket) {
+	_, bound := t.listeners[s.Table].bound[s.Local]
+	t.halfOpen[synQueueOf(s.Table, s.Local, !bound)]++
 }
 
 func (t *Tally) listenerPort(port uint16) *listenerPort {

@@ -219,8 +219,26 @@ func (t *Tally) nameListeners(out *snapshot.Sockets, n int) {
 	queues := t.queues
 	if t.dump != nil {
 		queues, out.HasBacklogs = t.dump.queues, true
+		t.fillSynQueues(out.Listeners)
 	}
 	out.AcceptQueues = queues.of(&named)
+}
+
+// fillSynQueues tells of each port's fullest SYN queue.
+func (t *Tally) fillSynQueues(listeners []snapshot.Listener) {
+	if len(t.dump.synRooms) == 0 {
+		return // the limit is not known
+	}
+	fill := make(map[uint16]float64)
+	for q, rows := range t.halfOpen {
+		if room := t.dump.synRooms[q]; room > 0 { // else it has only just come, or gone
+			fill[q.local.Port] = max(fill[q.local.Port], min(ratio(rows, room), 1))
+		}
+	}
+	for i := range listeners {
+		l := &listeners[i]
+		l.SynFill, l.HasSynFill = fill[l.Port], t.dump.ports.Has(l.Port)
+	}
 }
 
 // of returns the queues of the ports that are named: each local IP of a port up to

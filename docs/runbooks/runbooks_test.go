@@ -212,10 +212,10 @@ func TestErrorTable(t *testing.T) {
 		{`java.net.SocketException: No buffer space available (maximum connections reached?): connect`, []string{"TCPMemoryPressure", "#windows"}},
 		{`Only one usage of each socket address (protocol/network address/port) is normally permitted.`, []string{"#windows"}},
 		{`accept4: too many open files in system`, []string{"TCPCloseWaitLeak", "FileHandlesNearLimit"}},
-		{`upstream timed out (110: Connection timed out) while connecting to upstream`, []string{overflow, nat}},
+		{`upstream timed out (110: Connection timed out) while connecting to upstream`, []string{overflow, "TCPSynQueueFull", nat}},
 		{`nf_conntrack: nf_conntrack: table full, dropping packet`, []string{nat}},
 		{`read tcp 192.0.2.10:41422->192.0.2.20:8080: read: connection reset by peer`, []string{overflow, "TCPConnectionsAbortedForMemory"}},
-		{`TCP: request_sock_TCP: Possible SYN flooding on port 0.0.0.0:8443. Sending cookies.`, []string{overflow, "TCPSynFlood"}},
+		{`TCP: request_sock_TCP: Possible SYN flooding on port 0.0.0.0:8443. Sending cookies.`, []string{overflow, "TCPSynFlood", "TCPSynQueueFull"}},
 	} {
 		var got []string
 		for _, row := range rows {

@@ -178,7 +178,7 @@ func (gzipOnly) RoundTrip(request *http.Request) (*http.Response, error) {
 }
 
 // withQueueLimits adds what the exporter asks sock_diag for, which a copy of /proc
-// does not have: the limit of each accept queue, and how full it is.
+// does not have: the limit of each accept queue, and how full it and the SYN queue are.
 func withQueueLimits(text string) string {
 	const queue = "tcp_listener_accept_queue"
 	var limits strings.Builder
@@ -188,6 +188,9 @@ func withQueueLimits(text string) string {
 			fmt.Fprintf(&limits, "tcp_listener_accept_queue_limit%s 4096\n", labels)
 			fmt.Fprintf(&limits, "tcp_listener_accept_queue_fill_ratio%s 0\n", labels)
 			fmt.Fprintf(&limits, "tcp_listener_full_sockets%s 0\n", labels)
+		}
+		if port, found := strings.CutSuffix(strings.TrimPrefix(line, "tcp_listener_connections"), `,state="syn_recv"} 0`+"\n"); found {
+			fmt.Fprintf(&limits, "tcp_listener_syn_queue_fill_ratio%s} 0\n", port)
 		}
 	}
 	return text + limits.String()

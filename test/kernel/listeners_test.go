@@ -306,6 +306,69 @@ func TestUnacceptedCloseWait(t *testing.T) {
 	})
 }
 
+// TestSynQueueFull has clients that never finish their handshake, and asks the kernel at every
+// step: a SYN is refused, or answered with a cookie, when the fill is 1 and only then.
+func TestSynQueueFull(t *testing.T) {
+	near4, near6 := netns.WireNear4.Addr(), netns.WireNear6.Addr()
+	for _, v := range []struct {
+		name    string
+		cookies int
+		at, to  netip.Addr
+		backlog int
+		room    int
+		full    string // what the kernel counts at 1
+	}{
+		{"no_cookies", 0, netip.IPv4Unspecified(), near4, 4096, 49, "ListenDrops"},
+		{"no_cookies_IPv6", 0, near6, near6, 4096, 49, "ListenDrops"},
+		{"no_cookies_dual_stack", 0, netip.IPv6Unspecified(), near4, 4096, 49, "ListenDrops"},
+		{"no_cookies_small_backlog", 0, near4, near4, 10, 11, "TCPReqQFullDrop"},
+		{"cookies", 1, netip.IPv4Unspecified(), near4, 70, 71, "TCPReqQFullDoCookies"},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			netns.Run(t, func(t *testing.T) {
+				bothSources(t)
+				netns.SetSysctl(t, "net/core/somaxconn", "4096")
+				netns.SetSysctl(t, "net/ipv4/tcp_max_syn_backlog", "64")
+				netns.SetSysctl(t, "net/ipv4/tcp_syncookies", fmt.Sprint(v.cookies))
+				w := netns.NewWire(t)
+				listenShared(t, netip.AddrPortFrom(v.at, 8443), v.backlog, 1)
+				listenShared(t, netip.AddrPortFrom(loopback4, 8443), 1, 1) // of others
+				es := startExporters(t)
+				counted := func() (halfOpen int, full float64) {
+					for _, l := range readTable(t) {
+						if l.state == "syn_recv" {
+							halfOpen++
+						}
+					}
+					return halfOpen, readCounters(t)["TcpExt."+v.full]
+				}
+				for n := 0; ; n++ {
+					fill := min(1, float64(n)/float64(v.room))
+					for _, p := range es.scrape(t) {
+						p.want(t, fill, "tcp_listener_syn_queue_fill_ratio", "local_port", "8443")
+						p.want(t, float64(v.cookies), "tcp_syn_cookies_mode")
+					}
+					f := &netns.FarEnd{Wire: w, Near: netip.AddrPortFrom(v.to, 8443), Far: netip.AddrPortFrom(v.to.Next(), uint16(1000+n)), Seq: 1000}
+					_, before := counted()
+					f.Send(t, netns.FlagSYN, nil)
+					var halfOpen int
+					var full float64
+					netns.Eventually(t, func() bool {
+						halfOpen, full = counted()
+						return halfOpen > n || full > before
+					}, func() string { return "nothing came of a SYN" })
+					if (fill == 1) != (full > before) {
+						t.Fatalf("%d half open of %d: the fill is %v and %s went from %v to %v", n, v.room, fill, v.full, before, full)
+					}
+					if full > before {
+						break
+					}
+				}
+			})
+		})
+	}
+}
+
 // TestHalfOpen tells clients that have finished their handshake, and find the accept
 // queue full, from those that never do: both are SYN_RECV, but the queue of one is
 // full and of the other empty.

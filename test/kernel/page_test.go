@@ -22,7 +22,7 @@ import (
 // notEverywhere are the metrics that not every machine has at every moment: an older
 // kernel, or one of another namespace, lacks them.
 var notEverywhere = []string{
-	"tcp_listener_accept_queue_limit", "tcp_listener_accept_queue_fill_ratio", "tcp_listener_full_sockets", // of sock_diag
+	"tcp_listener_accept_queue_limit", "tcp_listener_accept_queue_fill_ratio", "tcp_listener_full_sockets", "tcp_listener_syn_queue_fill_ratio", // of sock_diag
 	"tcp_time_wait_recycle_enabled",              // until Linux 4.11
 	"tcp_orphan_limit", "tcp_memory_limit_bytes", // in the kernel's first network namespace
 }

@@ -247,7 +247,7 @@ func TestNoNetlink(t *testing.T) {
 			p.want(t, 1, "tcp_connections", "state", "time_wait")
 			p.want(t, 0, "tcp_listener_accept_queue", "local_ip", "127.0.0.1", "local_port", "9000")
 			p.want(t, 1, "tcp_listener_sockets", "local_ip", "127.0.0.1", "local_port", "9000")
-			for _, name := range []string{"tcp_listener_accept_queue_limit", "tcp_listener_accept_queue_fill_ratio", "tcp_listener_full_sockets"} {
+			for _, name := range []string{"tcp_listener_accept_queue_limit", "tcp_listener_accept_queue_fill_ratio", "tcp_listener_full_sockets", "tcp_listener_syn_queue_fill_ratio"} {
 				if n := len(p.series(name)); n != 0 {
 					t.Errorf("%q: %d series of %s without sock_diag", args, n, name)
 				}

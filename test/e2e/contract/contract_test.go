@@ -262,17 +262,53 @@ func TestEveryRecordingRuleIsTested(t *testing.T) {
 // alertnameRE matches what Alertmanager's configuration compares the name of an alert with.
 var alertnameRE = regexp.MustCompile(`alertname=~?"([^"]+)"`)
 
-func TestInhibitionNamesOnlyAlerts(t *testing.T) {
-	byName := alerts(t)
-	matches := alertnameRE.FindAllStringSubmatch(readText(t, root+"deploy/alertmanager/alertmanager.yml"), -1)
-	if len(matches) == 0 {
-		t.Fatal("no alert named in alertmanager.yml")
+// inhibitions returns which alerts keep which other ones quiet, as "source > target" with the labels that have to be equal.
+func inhibitions(t *testing.T) map[string][]string {
+	t.Helper()
+	var config struct {
+		Rules []struct {
+			Source []string `yaml:"source_matchers"`
+			Target []string `yaml:"target_matchers"`
+			Equal  []string
+		} `yaml:"inhibit_rules"`
 	}
-	for _, match := range matches {
-		for name := range strings.SplitSeq(match[1], "|") {
-			if _, ok := byName[name]; !ok {
+	if err := yaml.Unmarshal([]byte(readText(t, root+"deploy/alertmanager/alertmanager.yml")), &config); err != nil {
+		t.Fatal(err)
+	}
+	byAlerts := make(map[string][]string)
+	for _, rule := range config.Rules {
+		source, target := alertnameRE.FindStringSubmatch(rule.Source[0]), alertnameRE.FindStringSubmatch(rule.Target[0])
+		if source == nil || target == nil {
+			t.Fatalf("%v > %v: no names of alerts come first", rule.Source, rule.Target)
+		}
+		for by := range strings.SplitSeq(source[1], "|") {
+			for quiet := range strings.SplitSeq(target[1], "|") {
+				byAlerts[by+" > "+quiet] = rule.Equal
+			}
+		}
+	}
+	return byAlerts
+}
+
+// TestInhibitions names alerts that there are and labels that both of them have, and has the cause speak for what it explains.
+func TestInhibitions(t *testing.T) {
+	byName, all := alerts(t), inhibitions(t)
+	for pair, equal := range all {
+		for name := range strings.SplitSeq(pair, " > ") {
+			r, ok := byName[name]
+			if !ok {
 				t.Errorf("alertmanager.yml: no alert %s", name)
 			}
+			if slices.Contains(equal, "netns") && !strings.Contains(r.Annotations["summary"], "$labels.netns") {
+				t.Errorf("alertmanager.yml: %s compares netns, which %s has not", pair, name)
+			}
+		}
+	}
+	for _, pair := range []string{
+		"TCPSynQueueFull > TCPSynFlood", "TCPSynQueueFull > TCPListenDrops", "TCPListenQueueOverflowing > TCPListenDrops",
+	} {
+		if want := []string{"job", "instance", "netns"}; !slices.Equal(all[pair], want) {
+			t.Errorf("%s where %v are equal, want %v", pair, all[pair], want)
 		}
 	}
 }
