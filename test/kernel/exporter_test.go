@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -37,10 +36,8 @@ func TestMain(m *testing.M) {
 
 // exporter is the running program under test.
 type exporter struct {
-	command *exec.Cmd
-	client  *http.Client
-	log     *program.Log
-	exited  <-chan struct{} // closed when the program has ended
+	*program.Process
+	client *http.Client
 }
 
 // startExporter runs the program behind a Unix socket that it inherits as
@@ -114,50 +111,15 @@ func sources(t *testing.T) []string {
 func startListening(t *testing.T, address string, args ...string) *exporter {
 	t.Helper()
 	e := run(t, exec.Command(program.Path(), append([]string{"--web.listen-address=" + address}, args...)...))
-	e.waitListening(t, address)
+	e.Address(t)
 	return e
-}
-
-func (e *exporter) waitListening(t *testing.T, address string) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		conn, err := net.Dial("tcp", address)
-		if err == nil {
-			conn.Close()
-			return
-		}
-		select {
-		case <-e.exited:
-			t.Fatalf("%s ended instead of listening:\n%s", e.command, e.log)
-		default:
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s does not listen: %v\n%s", e.command, err, e.log)
-		}
-	}
 }
 
 func run(t *testing.T, command *exec.Cmd) *exporter {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second}
 	t.Cleanup(client.CloseIdleConnections)
-	p := program.Start(t, command)
-	return &exporter{p.Cmd, client, p.Log, p.Exited}
-}
-
-// stop sends SIGTERM and returns how long the program took to end.
-func (e *exporter) stop(t *testing.T) time.Duration {
-	t.Helper()
-	start := time.Now()
-	if err := e.command.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-e.exited:
-	case <-time.After(20 * time.Second):
-		t.Fatal("still running 20 s after SIGTERM")
-	}
-	return time.Since(start)
+	return &exporter{program.Start(t, command), client}
 }
 
 // get returns the answer's status, header and body.
@@ -186,7 +148,7 @@ func (e *exporter) scrape(t *testing.T) page {
 	}
 	for _, m := range p["timewait_exporter_collector_success"].GetMetric() {
 		if m.GetGauge().GetValue() != 1 {
-			t.Fatalf("collector failed: %s\n%s", m, e.log)
+			t.Fatalf("collector failed: %s\n%s", m, e.Log)
 		}
 	}
 	for name := range p {

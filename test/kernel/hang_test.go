@@ -113,7 +113,7 @@ func TestBrokenFile(t *testing.T) {
 		root := copyProc(t)
 		e := startExporter(t, "--path.procfs="+root)
 		wantOnlyFailed(t, e.scrapeWithin(t, 2))
-		netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "TLS is disabled") }, e.log.String) // the last line of the start
+		netns.Eventually(t, func() bool { return strings.Contains(e.Log.String(), "TLS is disabled") }, e.Log.String) // the last line of the start
 		for _, c := range []struct{ file, text, part string }{
 			{"net/snmp", "Tcp: ActiveOpens ActiveOpens\nTcp: 1 1\n", "snmp"},
 			{"net/snmp", strings.Repeat("Tcp: ActiveOpens\nTcp: 1\n", 10_000), "snmp"},
@@ -128,9 +128,9 @@ func TestBrokenFile(t *testing.T) {
 			if err := os.WriteFile(path, []byte(c.text), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			logged := len(e.log.String()) // no more than 10 lines a second
+			logged := len(e.Log.String()) // no more than 10 lines a second
 			wantOnlyFailed(t, e.scrapeWithin(t, 2), c.part)
-			told := func() string { return e.log.String()[logged:] }
+			told := func() string { return e.Log.String()[logged:] }
 			netns.Eventually(t, func() bool { return strings.Contains(told(), "\n") }, func() string { return c.file + ": nothing is logged" })
 			if line := told(); strings.Count(line, "\n") != 1 || !strings.Contains(line, path) || len(line) > 4000 {
 				t.Errorf("%d bytes logged, want one short line that names %s: %.4000s", len(line), path, line)
@@ -186,11 +186,11 @@ func TestHungFileSystem(t *testing.T) {
 				copyFile(t, root, file)
 				netns.Eventually(t, func() bool {
 					return e.scrapeWithin(t, 4).value(t, "timewait_exporter_collector_success", "collector", parts[0]) == 1
-				}, func() string { return "the file is right again and its part is not:\n" + e.log.String() })
+				}, func() string { return "the file is right again and its part is not:\n" + e.Log.String() })
 				for range 2 {
 					wantOnlyFailed(t, e.scrapeWithin(t, 4))
 				}
-				if took := e.stop(t); took > 5*time.Second {
+				if took := e.Stop(t); took > 5*time.Second {
 					t.Errorf("it took %v to end", took)
 				}
 			})
@@ -219,7 +219,7 @@ func TestHungStart(t *testing.T) {
 		wantCleanExit(t, e)
 
 		e = run(t, exec.Command(program.Path(), "--web.listen-address=127.0.0.1:10794", "--path.procfs="+root))
-		netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "starting") }, e.log.String)
+		netns.Eventually(t, func() bool { return strings.Contains(e.Log.String(), "starting") }, e.Log.String)
 		wantCleanExit(t, e)
 
 		// Of a root that does not answer nothing can be told.

@@ -19,9 +19,10 @@ import (
 	"time"
 
 	"timewait_exporter/test/netns"
+	"timewait_exporter/test/program"
 )
 
-const hostileAddress = "127.9.9.9:10793"
+const hostileAddress = "127.0.0.1:10793"
 
 // flood has so many clients at the same time, each of which runs behave on its
 // connection until the test ends. What a client gets for that is its own affair.
@@ -101,13 +102,13 @@ func wantServed(t *testing.T, e *exporter, h *honest) {
 		time.Sleep(300 * time.Millisecond)
 	}
 	h.scrape(t)
-	if log := e.log.String(); strings.Count(log, "\n") > 20 {
+	if log := e.Log.String(); strings.Count(log, "\n") > 20 {
 		t.Errorf("the flood leaves too much in the log:\n%s", log)
 	}
 	const most = 512 + 50 // --web.max-connections and files
 	var files int
 	netns.Eventually(t, func() bool {
-		found, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", e.command.Process.Pid))
+		found, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", e.Cmd.Process.Pid))
 		files = len(found)
 		return err == nil && files <= most
 	}, func() string { return fmt.Sprintf("%d open files, want at most %d", files, most) })
@@ -355,8 +356,8 @@ func TestHostileLog(t *testing.T) {
 				e := startListening(t, hostileAddress, flags...)
 				wantQuiet(t, e, client)
 				if name == "no_TLS" {
-					netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), "lines=") },
-						func() string { return "the log does not say how many lines were left out:\n" + e.log.String() })
+					netns.Eventually(t, func() bool { return strings.Contains(e.Log.String(), "lines=") },
+						func() string { return "the log does not say how many lines were left out:\n" + e.Log.String() })
 				}
 			})
 		})
@@ -366,15 +367,15 @@ func TestHostileLog(t *testing.T) {
 // wantQuiet runs a client 80 times and counts the lines in the log.
 func wantQuiet(t *testing.T, e *exporter, client func() error) {
 	t.Helper()
-	before := strings.Count(e.log.String(), "\n")
+	before := strings.Count(e.Log.String(), "\n")
 	for range 80 {
 		if err := client(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	time.Sleep(1500 * time.Millisecond) // for scrapes under way, and the line that counts
-	if lines := strings.Count(e.log.String(), "\n") - before; lines > 10 {
-		t.Errorf("80 requests leave %d lines:\n%s", lines, e.log)
+	if lines := strings.Count(e.Log.String(), "\n") - before; lines > 10 {
+		t.Errorf("80 requests leave %d lines:\n%s", lines, e.Log)
 	}
 }
 
@@ -383,11 +384,13 @@ func wantQuiet(t *testing.T, e *exporter, client func() error) {
 func writeWebConfig(t *testing.T, more string) (string, *x509.CertPool) {
 	t.Helper()
 	dir := t.TempDir()
-	pool := writeCertificate(t, filepath.Join(dir, "certificate.pem"), filepath.Join(dir, "key.pem"))
-	path := filepath.Join(dir, "web.yml")
-	text := "tls_server_config:\n  cert_file: certificate.pem\n  key_file: key.pem\n" + more
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+	certificate, key, pool := program.Certificate(t)
+	for name, text := range map[string]string{
+		"certificate.pem": certificate, "key.pem": key, "web.yml": "tls_server_config: {cert_file: certificate.pem, key_file: key.pem}\n" + more,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return path, pool
+	return filepath.Join(dir, "web.yml"), pool
 }

@@ -59,8 +59,8 @@ func TestHostProcfs(t *testing.T) {
 			// sock_diag answers for the namespace of the socket, which is the program's own.
 			t.Errorf("a limit of this namespace's listener is on the host's page: %s", m)
 		}
-		netns.Eventually(t, func() bool { return strings.Contains(e.log.String(), filepath.Join(root, "1/net")) },
-			func() string { return "the log does not say what is read:\n" + e.log.String() })
+		netns.Eventually(t, func() bool { return strings.Contains(e.Log.String(), filepath.Join(root, "1/net")) },
+			func() string { return "the log does not say what is read:\n" + e.Log.String() })
 	})
 }
 

@@ -261,8 +261,8 @@ func TestNoNetlink(t *testing.T) {
 				wanted = strings.TrimPrefix(args[0], "--collector.source=")
 			}
 			for _, part := range []string{"source=procfs wanted=" + wanted, "limits of accept queues", "operation not permitted"} {
-				if !strings.Contains(e.log.String(), part) {
-					t.Errorf("%q: the log lacks %q:\n%s", args, part, e.log)
+				if !strings.Contains(e.Log.String(), part) {
+					t.Errorf("%q: the log lacks %q:\n%s", args, part, e.Log)
 				}
 			}
 		}

@@ -1,12 +1,10 @@
 package kubernetes
 
 import (
-	"crypto/x509"
-	"encoding/pem"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,23 +106,15 @@ func start(t *testing.T, container core.Container, dir string) {
 // certificate in them. The password is the one of docs/operations.md, "secret".
 func makeSecrets(t *testing.T) (map[string]map[string]string, *http.Client) {
 	t.Helper()
-	server := httptest.NewTLSServer(nil)
-	t.Cleanup(server.Close)
-	key, err := x509.MarshalPKCS8PrivateKey(server.TLS.Certificates[0].PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
+	certificate, key, trust := program.Certificate(t)
 	return map[string]map[string]string{
 		"web": {"web.yml": `
 tls_server_config: {cert_file: tls.crt, key_file: tls.key}
 basic_auth_users:
   prometheus: $2y$10$h//qJblJ.4V.tSmQHqCxVu8z8818gKfUHAbLXzuSAhxZ9pGm1EcVe
 `},
-		"cert": {
-			"tls.crt": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.TLS.Certificates[0].Certificate[0]})),
-			"tls.key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
-		},
-	}, server.Client()
+		"cert": {"tls.crt": certificate, "tls.key": key},
+	}, &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: trust}}}
 }
 
 // freePort returns a port of 127.0.0.1 that nobody has at the moment.
