@@ -74,38 +74,7 @@ func TestMedian(t *testing.T) {
 	f([]float64{4, 1, 3, 2}, 2.5)
 }
 
-func TestMiss(t *testing.T) {
-	f := func(before, counted, after int, want float64) {
-		t.Helper()
-		r := reading{before: tableCount{minisocks: before}, after: tableCount{minisocks: after}, timeWait: counted}
-		if got := r.miss(); got != want && !(math.IsNaN(got) && math.IsNaN(want)) {
-			t.Errorf("%d counted, %d before and %d after: %v, want %v", counted, before, after, got, want)
-		}
-	}
-	f(100, 100, 100, 0)
-	f(100, 110, 120, 0)
-	f(120, 110, 100, 0)
-	f(100, 150, 120, 0.25)
-	f(100, 75, 120, -0.25)
-	f(100, -1, 120, math.NaN())
-}
-
-func TestSumTimeWait(t *testing.T) {
-	f := func(page string, want int, wantErr bool) {
-		t.Helper()
-		got, err := sumTimeWait([]byte(page), "tcp_connections")
-		if got != want || (err != nil) != wantErr {
-			t.Errorf("%q: %d, %v", page, got, err)
-		}
-	}
-	f(`tcp_connections{direction="inbound",state="time_wait"} 7`+"\n"+`tcp_connections{direction="outbound",state="time_wait"} 1e+06`+"\n", 1_000_007, false)
-	f(`tcp_connections{state="established"} 7`+"\n", 0, false)
-	f(`other{state="time_wait"} 7`+"\n", 0, true)
-	f(`tcp_connections{state="time_wait"} seven`+"\n", 0, true)
-}
-
-// TestMeasure runs the whole on a small table of every mix: each reader that is there must finish, and the exporter count what the
-// kernel counts. A connection that comes or goes during the walk may make it one off.
+// TestMeasure runs the whole on a small table of every mix: each reader that is there must finish.
 func TestMeasure(t *testing.T) {
 	// The thread that starts a child with Pdeathsig has to outlive it.
 	runtime.LockOSThread()
@@ -138,11 +107,11 @@ func TestMeasure(t *testing.T) {
 				`## 400 sockets, ` + mix,
 				`The table had 40\d to 4\d\d rows and 60 remote addresses`,
 				`\| bare read \|( \d+\.\d+ \|){4} 1.00 \| \d+\.\d+ \| - \| - \| - \|`,
-				`\| bare read \| 1 of 1 \| 4\d\d \|.*\| - \|`,
-				`\| bare netlink dump \| 1 of 1 \| 4\d\d \|.*\| - \|`,
+				`\| bare read \| 1 of 1 \| 4\d\d \|`,
+				`\| bare netlink dump \| 1 of 1 \| 4\d\d \|`,
 				`\| timewait_exporter, procfs \|( \d+\.\d+ \|){6} - \| \d+\.\d \| \d+\.\d \|`,
-				`\| timewait_exporter, procfs \| 1 of 1 \| 4\d\d \|.*\| -?0\.\d\d \|`,
-				`\| timewait_exporter, netlink \| 1 of 1 \| 4\d\d \|.*\| -?0\.\d\d \|`,
+				`\| timewait_exporter, procfs \| 1 of 1 \| 4\d\d \|`,
+				`\| timewait_exporter, netlink \| 1 of 1 \| 4\d\d \|`,
 				`\| node_exporter tcpstat \| not measured: .*no such file or directory \|`,
 			} {
 				if !regexp.MustCompile(want).Match(report.Bytes()) {

@@ -34,14 +34,13 @@ var errNotFinished = errors.New("not finished in time")
 // A reading is what it cost to read the table once.
 type reading struct {
 	cpu, wall      time.Duration
-	peak, resident float64    // bytes, VmHWM and VmRSS; NaN of a bare reader, which has one buffer
-	before, after  tableCount // what the kernel said
-	timeWait       int        // what the reader counted, -1 of one that counts nothing
+	peak, resident float64 // bytes, VmHWM and VmRSS; NaN of a bare reader, which has one buffer
+	before, after  int     // rows, as the kernel said
 }
 
 // timed takes the time of work and what the table had before and after it.
 func timed(work func() error) (reading, error) {
-	before, err := countTable()
+	before, err := countRows()
 	if err != nil {
 		return reading{}, err
 	}
@@ -50,8 +49,8 @@ func timed(work func() error) (reading, error) {
 		return reading{}, err
 	}
 	wall := time.Since(start)
-	after, err := countTable()
-	return reading{wall: wall, before: before, after: after, peak: math.NaN(), resident: math.NaN(), timeWait: -1}, err
+	after, err := countRows()
+	return reading{wall: wall, before: before, after: after, peak: math.NaN(), resident: math.NaN()}, err
 }
 
 // cpuTime is what a CPU clock shows, in nanoseconds of the scheduler.
@@ -83,7 +82,7 @@ func (walk bare) read(ctx context.Context) (reading, error) {
 		cpu = after - before
 		return err
 	})
-	if rows := min(r.before.rows, r.after.rows); err == nil && size < leastRow*rows {
+	if rows := min(r.before, r.after); err == nil && size < leastRow*rows {
 		return r, fmt.Errorf("%d bytes read of %d rows", size, rows)
 	}
 	r.cpu = cpu
@@ -202,8 +201,8 @@ func lastDatagram(datagram []byte) (bool, error) {
 type daemon struct {
 	path    string
 	address string // what it is to listen on
+	family  string // that its page must have
 	flags   []string
-	family  string // the metric that has the number of TIME_WAITs
 	command *exec.Cmd
 	stderr  bytes.Buffer  // to be read when it has ended
 	ended   chan struct{} // closed then
@@ -226,7 +225,7 @@ func (d *daemon) start(ctx context.Context) error {
 		close(d.ended)
 	}()
 	for {
-		if _, err := d.scrape(ctx); err == nil {
+		if d.scrape(ctx) == nil {
 			return nil
 		}
 		select {
@@ -261,11 +260,7 @@ func (d *daemon) read(ctx context.Context) (reading, error) {
 	if err != nil {
 		return reading{}, fmt.Errorf("CPU clock of %s: %w", d.command, err)
 	}
-	var page []byte
-	r, err := timed(func() (err error) {
-		page, err = d.scrape(ctx)
-		return err
-	})
+	r, err := timed(func() error { return d.scrape(ctx) })
 	if err != nil {
 		return r, err
 	}
@@ -284,15 +279,14 @@ func (d *daemon) read(ctx context.Context) (reading, error) {
 		return r, err
 	}
 	r.peak, r.resident = float64(status.VmHWM), float64(status.VmRSS)
-	r.timeWait, err = sumTimeWait(page, d.family)
-	return r, err
+	return r, nil
 }
 
-// scrape asks as Prometheus does.
-func (d *daemon) scrape(ctx context.Context) ([]byte, error) {
+// scrape asks as Prometheus does, for a page that has the family.
+func (d *daemon) scrape(ctx context.Context) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.address+"/metrics", nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	request.Header.Set("Accept", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2")
 	request.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", strconv.FormatFloat(scrapeTimeout.Seconds(), 'f', -1, 64))
@@ -300,40 +294,12 @@ func (d *daemon) scrape(ctx context.Context) ([]byte, error) {
 	if err == nil {
 		defer func() { _ = response.Body.Close() }()
 		var page []byte
-		if page, err = io.ReadAll(response.Body); err == nil && response.StatusCode != http.StatusOK {
-			err = fmt.Errorf("%s: %s", request.URL, response.Status)
-		}
-		if err == nil {
-			return page, nil
+		if page, err = io.ReadAll(response.Body); err == nil && !bytes.Contains(page, []byte("\n"+d.family+"{")) {
+			err = fmt.Errorf("%s: %s, no %s", request.URL, response.Status, d.family)
 		}
 	}
 	if ctx.Err() != nil {
-		return nil, errNotFinished
+		return errNotFinished
 	}
-	return nil, err
-}
-
-// sumTimeWait adds up the samples of one metric that have the label state="time_wait". There may be
-// none: node_exporter leaves out the states that no socket is in.
-func sumTimeWait(page []byte, family string) (int, error) {
-	sum, found := 0.0, false
-	for line := range bytes.Lines(page) {
-		if !bytes.HasPrefix(line, []byte(family+"{")) {
-			continue
-		}
-		found = true
-		if !bytes.Contains(line, []byte(`state="time_wait"`)) {
-			continue
-		}
-		columns := bytes.Fields(line)
-		value, err := strconv.ParseFloat(string(columns[len(columns)-1]), 64)
-		if err != nil {
-			return 0, fmt.Errorf("sample %q: %w", line, err)
-		}
-		sum += value
-	}
-	if !found {
-		return 0, fmt.Errorf("no sample of %s", family)
-	}
-	return int(sum), nil
+	return err
 }

@@ -47,7 +47,7 @@ func cpuModel() (string, error) {
 }
 
 // rows is how many the table had at that time: the mean of before and after.
-func (r reading) rows() float64        { return float64(r.before.rows+r.after.rows) / 2 }
+func (r reading) rows() float64        { return float64(r.before+r.after) / 2 }
 func (r reading) cpuMS() float64       { return r.cpu.Seconds() * 1e3 }
 func (r reading) wallMS() float64      { return r.wall.Seconds() * 1e3 }
 func (r reading) peakMiB() float64     { return r.peak / (1 << 20) }
@@ -101,7 +101,7 @@ func writeQuiet(w io.Writer, o options, all []*contender) error {
 	low, high := math.MaxInt, 0
 	for _, c := range all {
 		for _, r := range c.quiet.readings {
-			low, high = min(low, r.before.rows, r.after.rows), max(high, r.before.rows, r.after.rows)
+			low, high = min(low, r.before, r.after), max(high, r.before, r.after)
 		}
 	}
 	head := fmt.Sprintf("## %d sockets, %s\n\nThe table had %d to %d rows and %d remote addresses. Medians of %d rounds. CPU and wall in ms, resident in MiB (VmHWM, VmRSS).\n",
@@ -117,17 +117,17 @@ func writeQuiet(w io.Writer, o options, all []*contender) error {
 		})
 }
 
-// writeChurn writes who finishes while connections come and go at a rate per second, and how right the counts are.
+// writeChurn writes who finishes while connections come and go at a rate per second.
 func writeChurn(w io.Writer, o options, all []*contender, rate int) error {
-	head := fmt.Sprintf("### %d sockets and %d closes a second\n\nOf %d rounds, each ended after %v. The table grows meanwhile: compare the time per row. TIME_WAIT off by: "+
-		"the worst miss of what\nsockstat's `tw` was before and after; 0 within.\n", o.sockets[0], rate, o.churnRounds, scrapeTimeout)
-	return writeTable(w, head, []string{"finished", "rows", "CPU", "wall", "wall µs/row", "× quiet", "TIME_WAIT off by %"},
+	head := fmt.Sprintf("### %d sockets and %d closes a second\n\nOf %d rounds, each ended after %v. The table grows meanwhile: compare the time per row.\n",
+		o.sockets[0], rate, o.churnRounds, scrapeTimeout)
+	return writeTable(w, head, []string{"finished", "rows", "CPU", "wall", "wall µs/row", "× quiet"},
 		all, func(c *contender) []string {
 			rowWall := median(c.churned.values(reading.rowWall))
 			return []string{
 				fmt.Sprintf("%d of %d", len(c.churned.readings), len(c.churned.readings)+c.churned.unfinished),
 				number(median(c.churned.values(reading.rows)), 0), number(median(c.churned.values(reading.cpuMS)), 1), number(median(c.churned.values(reading.wallMS)), 1),
-				number(rowWall, 2), number(rowWall/median(c.quiet.values(reading.rowWall)), 2), number(worstMiss(c.churned.readings), 2),
+				number(rowWall, 2), number(rowWall/median(c.quiet.values(reading.rowWall)), 2),
 			}
 		})
 }
@@ -145,28 +145,6 @@ func writeTable(w io.Writer, head string, columns []string, all []*contender, ce
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
-}
-
-// worstMiss is in percent, with its sign.
-func worstMiss(readings []reading) float64 {
-	worst := math.NaN()
-	for _, r := range readings {
-		if miss := 100 * r.miss(); math.IsNaN(worst) || math.Abs(miss) > math.Abs(worst) {
-			worst = miss
-		}
-	}
-	return worst
-}
-
-// miss is how far the TIME_WAITs that were counted lie outside of what the kernel said before and
-// after, as a ratio; 0 between the two, NaN where nothing was counted.
-func (r reading) miss() float64 {
-	if r.timeWait < 0 {
-		return math.NaN()
-	}
-	low, high := min(r.before.minisocks, r.after.minisocks), max(r.before.minisocks, r.after.minisocks)
-	nearest := min(max(r.timeWait, low), high)
-	return float64(r.timeWait-nearest) / float64(max(nearest, 1))
 }
 
 // writeLegend says what each line of the tables is.

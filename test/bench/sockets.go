@@ -35,27 +35,22 @@ func openNamespace() error {
 	return nil
 }
 
-// A tableCount is the kernel's own count of the rows of /proc/net/tcp, made without a walk.
-type tableCount struct {
-	rows      int
-	minisocks int // of them: TIME_WAIT and FIN_WAIT2
-}
-
-func countTable() (tableCount, error) {
+// countRows is the kernel's own count of the rows of /proc/net/tcp, made without a walk.
+func countRows() (int, error) {
 	fs, err := procfs.NewDefaultFS()
 	if err != nil {
-		return tableCount{}, err
+		return 0, err
 	}
 	stat, err := fs.NetSockstat()
 	if err != nil {
-		return tableCount{}, err
+		return 0, err
 	}
 	for _, p := range stat.Protocols {
 		if p.Protocol == "TCP" && p.TW != nil {
-			return tableCount{rows: p.InUse + *p.TW, minisocks: *p.TW}, nil
+			return p.InUse + *p.TW, nil
 		}
 	}
-	return tableCount{}, errors.New("/proc/net/sockstat: no TCP tw")
+	return 0, errors.New("/proc/net/sockstat: no TCP tw")
 }
 
 // A builder makes connections to a listener of its own. The picture is that of a host with the
@@ -170,11 +165,11 @@ func buildTable(o options) (*table, error) {
 // at work, so it looks again a few times.
 func (t *table) fill() error {
 	for range 5 {
-		now, err := countTable()
+		rows, err := countRows()
 		if err != nil {
 			return err
 		}
-		missing := t.target - now.rows
+		missing := t.target - rows
 		if !t.refill || missing <= t.target/1000 {
 			return nil
 		}
