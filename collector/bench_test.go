@@ -49,12 +49,38 @@ func BenchmarkScrape(b *testing.B) {
 	}
 }
 
+// busyRows are a listener and rows of busy, read already.
+func busyRows(n int) []tcptable.Socket {
+	rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0")
+	for i := range n - 1 {
+		local, remote, localPort, remotePort := busy(i)
+		rows = append(rows, tcptable.Socket{Local: bareEndpoint(local, localPort), Remote: bareEndpoint(remote, remotePort), State: tcptable.TimeWait, Kind: tcptable.Mini})
+	}
+	return rows
+}
+
+// BenchmarkTally counts rows that are parsed already.
+func BenchmarkTally(b *testing.B) {
+	for _, rows := range benchRows {
+		b.Run(strconv.Itoa(rows), func(b *testing.B) {
+			all := busyRows(rows)
+			counted, p := tally.New(32, 128), portsOf(b, 32768, 60999, "")
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := counted.Count(yielded(all), p, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+			reportPerRow(b, rows)
+		})
+	}
+}
+
 // BenchmarkSamples makes the metrics of a host with many remotes.
 func BenchmarkSamples(b *testing.B) {
-	rows := make([]tcptable.Socket, 100_000)
-	for i := range rows {
-		local, remote, localPort, remotePort := busy(i)
-		rows[i] = tcptable.Socket{Local: bareEndpoint(local, localPort), Remote: bareEndpoint(remote+uint32(i%5000), remotePort), State: tcptable.Established, Inode: 1}
+	rows := busyRows(100_000)
+	for i := range rows[1:] {
+		rows[i+1].Remote.Addr[14] += byte(i / 256 % 20)
 	}
 	counted, p := tally.New(32, 128), portsOf(b, 32768, 60999, "")
 	if err := counted.Count(yielded(rows), p, nil); err != nil {

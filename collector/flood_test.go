@@ -12,61 +12,11 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"testing"
 
-	"github.com/go-kit/log"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 )
-
-// scrapeHere is the environment variable by which the test binary, run again, is
-// told to scrape a copy of a proc file system, its working directory, and not to
-// test.
-const scrapeHere = "TIMEWAIT_EXPORTER_TEST_SCRAPE"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(scrapeHere) != "" {
-		if err := scrapeTwice("."); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
-
-// scrapeTwice does what the program does for two scrapes. It prints the page of
-// the second one, and the most memory it ever had to stderr.
-func scrapeTwice(root string) error {
-	ns, err := FindNamespace(root)
-	if err != nil {
-		return err
-	}
-	c, err := New(context.Background(), Config{
-		ProcRoot: root, Namespace: ns, Source: SourceProcfs,
-		Remotes: 50, Destinations: 20, Listeners: 50, RemotePrefixIPv4: 32, RemotePrefixIPv6: 128,
-	}, log.NewLogfmtLogger(os.Stderr))
-	if err != nil {
-		return err
-	}
-	for _, out := range []io.Writer{io.Discard, os.Stdout} {
-		if err := writePage(out, c); err != nil {
-			return err
-		}
-	}
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(status)) {
-		if strings.HasPrefix(line, "VmHWM:") {
-			fmt.Fprint(os.Stderr, line)
-		}
-	}
-	return nil
-}
 
 // writePage makes and writes the text of a scrape.
 func writePage(w io.Writer, c *Collector) error {
@@ -87,37 +37,37 @@ func writePage(w io.Writer, c *Collector) error {
 	return buffered.Flush()
 }
 
-// scrapeElsewhere scrapes in a process of its own and returns the page and the
-// process's peak resident memory in MiB.
-func scrapeElsewhere(t *testing.T, root string) (page, float64) {
+// inOwnProcess reports whether the test runs in a process of its own; if not, it runs it
+// in one.
+func inOwnProcess(t *testing.T) bool {
 	t.Helper()
-	self, err := os.Executable()
+	const own = "TIMEWAIT_EXPORTER_TEST_PROCESS"
+	if os.Getenv(own) != "" {
+		return true
+	}
+	command := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.v", "-test.run=^"+t.Name()+"$")
+	command.Env = append(os.Environ(), own+"=1")
+	output, err := command.CombinedOutput()
+	t.Logf("in its own process: %s", output)
+	if err != nil || !bytes.Contains(output, []byte("--- PASS: "+t.Name())) {
+		t.Error(err)
+	}
+	return false
+}
+
+// mostMemory returns the most resident memory that this process ever had, in MiB.
+func mostMemory(t *testing.T) float64 {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		t.Fatal(err)
-	}
-	var stdout, stderr bytes.Buffer
-	command := exec.CommandContext(t.Context(), self)
-	command.Dir = root
-	command.Env = append(os.Environ(), scrapeHere+"=1")
-	command.Stdout, command.Stderr = &stdout, &stderr
-	if err := command.Run(); err != nil {
-		t.Fatalf("%v\n%s", err, &stderr)
-	}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(&stdout)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var p page
-	for _, f := range families {
-		p = append(p, f)
 	}
 	var kilobytes float64
-	report := stderr.String()
-	if _, err := fmt.Sscanf(report[strings.LastIndex(report, "VmHWM:")+len("VmHWM:"):], "%f kB", &kilobytes); err != nil {
-		t.Fatalf("%v: %q", err, report)
+	_, peak, _ := bytes.Cut(status, []byte("VmHWM:"))
+	if _, err := fmt.Sscanf(string(peak), "%f kB", &kilobytes); err != nil {
+		t.Fatalf("%v: %q", err, status)
 	}
-	return p, kilobytes / 1024
+	return kilobytes / 1024
 }
 
 // writeFlood writes a proc file system with a listener on port 80 and so many more
@@ -174,7 +124,15 @@ func TestFlood(t *testing.T) {
 	const rows = 1_000_000
 	f := func(name string, mostMiB float64, row func(i int) (local, remote uint32, localPort, remotePort uint16), check func(*testing.T, page)) {
 		t.Run(name, func(t *testing.T) {
-			p, mib := scrapeElsewhere(t, writeFlood(t, rows, row))
+			if !inOwnProcess(t) {
+				return
+			}
+			c := newCollector(t, fixture(t, writeFlood(t, rows, row)))
+			if err := writePage(io.Discard, c); err != nil {
+				t.Fatal(err)
+			}
+			p := gather(t, c.WithContext(t.Context()))
+			mib := mostMemory(t)
 			p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
 			p.want(t, 2*(rows+1), "timewait_exporter_rows_total", "table", "tcp")
 			p.want(t, rows, "tcp_connections", "state", "time_wait")
