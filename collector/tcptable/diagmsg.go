@@ -116,6 +116,7 @@ const (
 	diagFamily  = 0
 	diagState   = 1
 	diagTimer   = 2
+	diagRetrans = 3 // unanswered retransmissions or probes, by the timer
 	diagID      = 4 // ports, addresses, device, cookie
 	diagSource  = 8
 	diagDest    = 24
@@ -160,14 +161,14 @@ func parseDiag(diag []byte, s *Socket) error {
 	s.RxQueue = binary.NativeEndian.Uint32(m[diagRQueue:])
 	s.TxQueue = binary.NativeEndian.Uint32(m[diagWQueue:])
 	s.Inode = uint64(binary.NativeEndian.Uint32(m[diagInode:]))
-	s.Kind, s.TimerLeft, s.Backlog = Full, 0, 0
+	s.Kind, s.Timer, s.Unanswered, s.TimerLeft, s.Backlog = Full, TimerNone, 0, 0, 0
 	full := parseAttrs(diag[diagLength:], s)
 	switch {
 	case s.State == newSynRecv:
 		s.State, s.Kind = SynRecv, Request
 	case s.State == 0 || s.State >= NumStates:
 		return fmt.Errorf("a socket in unknown state %d: %x", m[diagState], *m)
-	case m[diagTimer] == timerMini:
+	case Timer(m[diagTimer]) == timerMini:
 		if s.State != TimeWait && s.State != FinWait2 {
 			return fmt.Errorf("the timer of a minisock in state %v: %x", s.State, *m)
 		}
@@ -179,6 +180,9 @@ func parseDiag(diag []byte, s *Socket) error {
 		s.Backlog, s.TxQueue = s.TxQueue, 0
 	case s.State == SynRecv && !full:
 		s.Kind = Request
+	}
+	if s.Kind == Full {
+		s.Timer, s.Unanswered = Timer(m[diagTimer]), m[diagRetrans]
 	}
 	return nil
 }

@@ -25,7 +25,6 @@ const (
 
 const (
 	newSynRecv = 12 // a request socket's own state, printed as SYN_RECV so far
-	timerMini  = 3  // the timer column of a minisock
 
 	// clockTick is the unit of the when column: 1/USER_HZ, and USER_HZ is 100
 	// (include/asm-generic/param.h).
@@ -79,6 +78,11 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 	bad |= no
 	when, no := parseHex(binary.LittleEndian.Uint64(c[atWhen:]))
 	bad |= no
+	var retransmits uint64
+	if column := binary.LittleEndian.Uint64(c[atRetrnsmt:]); column != zeros {
+		n, no := parseHex(column)
+		retransmits, bad = uint64(n), bad|no
+	}
 	s.TxQueue, s.RxQueue = 0, 0
 	if string(c[atQueues:atQueues+len(noQueues)]) != noQueues {
 		s.TxQueue, no = parseHex(binary.LittleEndian.Uint64(c[atQueues:]))
@@ -90,12 +94,10 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 		return nil, errors.New("not a hexadecimal number where one should be")
 	}
 
-	rest := row[colon+2+width+atUID-1:]
-	if c[atTimeout-1] == ' ' && c[atInode-1] == ' ' {
-		rest = rest[atInode-atUID:] // as wide as they nearly always are
-	} else {
-		_, rest, _ = cutDecimal(rest) // uid
-		_, rest, _ = cutDecimal(rest) // timeout
+	timeout, rest := c[atTimeout-1:], row[colon+2+width+atInode-1:]
+	if c[atTimeout-1] != ' ' || c[atInode-1] != ' ' { // not as wide as they nearly always are
+		_, timeout, _ = cutDecimal(row[colon+2+width+atUID-1:])
+		_, rest, _ = cutDecimal(timeout)
 	}
 	inode, rest, ok := cutDecimal(rest)
 	if !ok {
@@ -105,7 +107,7 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 	s.Inode = inode
 	s.Table = t
 	s.Local.Port, s.Remote.Port = uint16(ports>>16), uint16(ports)
-	state, timer := small>>8, small&0xff
+	state, timer := small>>8, Timer(small)
 	switch {
 	case state == newSynRecv:
 		s.State = SynRecv
@@ -114,7 +116,8 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 	default:
 		s.State = State(state)
 	}
-	s.Kind, s.TimerLeft, s.Device, s.Backlog, s.V6Only, s.Transparent = Full, 0, 0, 0, false, false
+	s.Kind, s.Timer, s.Unanswered = Full, TimerNone, 0
+	s.TimerLeft, s.Device, s.Backlog, s.V6Only, s.Transparent = 0, 0, 0, false, false
 	switch {
 	case timer == timerMini:
 		if s.State != TimeWait && s.State != FinWait2 {
@@ -123,6 +126,18 @@ func parseRow(row []byte, t Table, bigEndian bool, s *Socket) (ends []byte, err 
 		s.Kind, s.TimerLeft = Mini, time.Duration(when)*clockTick
 	case s.State == SynRecv && isRequest(rest):
 		s.Kind = Request
+	default:
+		s.Timer = timer
+		switch timer { // as inet_sk_diag_fill in net/ipv4/inet_diag.c chooses
+		case TimerRetransmit:
+			s.Unanswered = uint8(min(retransmits, math.MaxUint8))
+		case TimerKeepalive, TimerProbe:
+			probes, _, ok := cutDecimal(timeout)
+			if !ok {
+				return nil, errors.New("no number of probes")
+			}
+			s.Unanswered = uint8(min(probes, math.MaxUint8))
+		}
 	}
 	return ends, nil
 }

@@ -155,6 +155,12 @@ func randomSocket(random *rand.Rand) Socket {
 		s.Kind = Request
 	default:
 		s.TxQueue, s.RxQueue, s.Inode = uint32(number()), uint32(number()), number()
+		if s.Timer = Timer(random.UintN(NumTimers)); s.Timer == timerMini {
+			s.Timer = TimerNone
+		}
+		if s.Timer != TimerNone {
+			s.Unanswered = uint8(number())
+		}
 	}
 	return s
 }
@@ -177,7 +183,14 @@ func appendRow(b []byte, sl int, s Socket) []byte {
 	b = fmt.Appendf(b, "%4d: ", sl)
 	end(s.Local)
 	end(s.Remote)
-	timer, references := 0, 2
+	timer, references := s.Timer, 2
+	retransmits, probes := sl%3, sl%5 // that are none of the timer's
+	switch {
+	case timer == TimerRetransmit:
+		retransmits = int(s.Unanswered)
+	case timer != TimerNone:
+		probes = int(s.Unanswered)
+	}
 	switch s.Kind {
 	case Mini:
 		timer, references = 3, 3
@@ -185,7 +198,7 @@ func appendRow(b []byte, sl int, s Socket) []byte {
 		timer, references = 1, 0
 	}
 	b = fmt.Appendf(b, "%02X %08X:%08X %02X:%08X %08X %5d %8d %d %d %016x", uint8(s.State), s.TxQueue, s.RxQueue,
-		timer, s.TimerLeft.Milliseconds()/10, 0, sl%200_000, sl%3, s.Inode, references, sl)
+		timer, s.TimerLeft.Milliseconds()/10, retransmits, sl%200_000, probes, s.Inode, references, sl)
 	if s.Kind == Full {
 		b = append(b, " 20 4 30 10 -1"...)
 	}
@@ -215,11 +228,11 @@ func readRows(t testing.TB, dir string, table Table) []string {
 	return rows[1:]
 }
 
-// A row as kernels print it. What is before the first colon and in retrnsmt does
-// not matter: parseRow does not read it.
+// A row as kernels print it. What is before the first colon does not matter:
+// parseRow does not read it.
 var (
 	headPattern = regexp.MustCompile(`(?s)^[^:]*: ([0-9A-F]+):([0-9A-F]{4}) ([0-9A-F]+):([0-9A-F]{4}) ([0-9A-F]{2})` +
-		` ([0-9A-F]{8}):([0-9A-F]{8}) ([0-9A-F]{2}):([0-9A-F]{8}) .{8} (.*)$`)
+		` ([0-9A-F]{8}):([0-9A-F]{8}) ([0-9A-F]{2}):([0-9A-F]{8}) ([0-9A-F]{8}) (.*)$`)
 	// uid, timeout, inode, references, pointer; what follows is of a full socket.
 	tailPattern = regexp.MustCompile(`^( *\d+) ( *\d+) (\d+) \d+ \S+((?: \S+){5})? *$`)
 )
@@ -264,7 +277,7 @@ func parseSlowly(row []byte, t Table, bigEndian bool) (s Socket, whole bool, err
 		s.Kind, s.TimerLeft = Mini, time.Duration(hexadecimal(head[9]))*10*time.Millisecond
 	}
 
-	tail := tailPattern.FindStringSubmatch(head[10])
+	tail := tailPattern.FindStringSubmatch(head[11])
 	isColumn := func(text string, width int) bool {
 		return len(text) == width || len(text) > width && text[0] != ' '
 	}
@@ -274,6 +287,19 @@ func parseSlowly(row []byte, t Table, bigEndian bool) (s Socket, whole bool, err
 	s.Inode, err = strconv.ParseUint(tail[3], 10, 64)
 	if s.State == SynRecv && tail[4] == "" {
 		s.Kind = Request
+	}
+	if s.Kind == Full {
+		s.Timer = Timer(hexadecimal(head[8]))
+		switch s.Timer {
+		case TimerRetransmit:
+			s.Unanswered = uint8(min(hexadecimal(head[10]), 255))
+		case TimerKeepalive, TimerProbe:
+			probes, err := strconv.ParseUint(strings.TrimSpace(tail[2]), 10, 64)
+			if err != nil {
+				return Socket{}, true, err
+			}
+			s.Unanswered = uint8(min(probes, 255))
+		}
 	}
 	return s, true, err
 }
@@ -323,7 +349,7 @@ func checkRow(t *testing.T, row []byte, table Table, bigEndian bool) {
 		return
 	}
 	if !whole {
-		got.Inode, got.Kind = want.Inode, want.Kind
+		got.Inode, got.Kind, got.Timer, got.Unanswered = want.Inode, want.Kind, want.Timer, want.Unanswered
 	}
 	if got != want {
 		t.Fatalf("%q\ngot  %s\nwant %s", row, text(got), text(want))

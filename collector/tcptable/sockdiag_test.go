@@ -33,7 +33,7 @@ func parseAnswer(kind uint16, seq uint32, datagrams ...[]byte) (sockets []Socket
 			return sockets, false, errors.New("a datagram behind the last one")
 		}
 		done, err = parseReply(datagram, kind, seq, func(diag []byte) error {
-			s := Socket{Backlog: 99, TimerLeft: 99, Kind: Bound, Device: 99, V6Only: true, Transparent: true} // what the row before may have left
+			s := Socket{Backlog: 99, Timer: 99, Unanswered: 99, TimerLeft: 99, Kind: Bound, Device: 99, V6Only: true, Transparent: true} // what the row before may have left
 			if err := parseDiag(diag, &s); err != nil {
 				return err
 			}
@@ -141,7 +141,7 @@ const testSeq = 77
 // inet_twsk_diag_fill and inet_req_diag_fill in net/ipv4/inet_diag.c make it.
 func record(s Socket) []byte {
 	m := inetDiagMsg{Family: unix.AF_INET, State: uint8(s.State), Interface: s.Device, RQueue: s.RxQueue, WQueue: s.TxQueue, Socket: uint32(s.Inode),
-		Timer: [...]uint8{0, 1, 2, 4, 5}[s.Remote.Port%5], Expires: 7_200_000} // which says nothing of how long it lives
+		Timer: uint8(s.Timer), Retrans: s.Unanswered, Expires: 7_200_000} // which says nothing of how long it lives
 	binary.BigEndian.PutUint16(m.SourcePort[:], s.Local.Port)
 	binary.BigEndian.PutUint16(m.DestPort[:], s.Remote.Port)
 	if s.Table == TCP6 {
@@ -153,7 +153,7 @@ func record(s Socket) []byte {
 	var attributes [][]byte
 	switch s.Kind {
 	case Mini:
-		m.Timer, m.Expires = timerMini, uint32(s.TimerLeft.Milliseconds())
+		m.Timer, m.Expires = uint8(timerMini), uint32(s.TimerLeft.Milliseconds())
 	case Request:
 		attributes = append(attributes, attribute(attrMark, 0, 0, 0, 0))
 	default:
@@ -272,7 +272,7 @@ func TestParseDiag(t *testing.T) {
 	}
 	synRecv := m(newSynRecv, unix.AF_INET, "a00:1:ffff:1:1:1:1:1", "a00:2::", 0) // of IPv4 the first four bytes count
 	longest := m(FinWait2, unix.AF_INET, "a00:1::", "ffff:ffff::", 3)
-	longest.Timer, longest.Expires = timerMini, 1<<32-1
+	longest.Timer, longest.Expires = uint8(timerMini), 1<<32-1
 	for _, test := range []struct {
 		inetDiagMsg
 		want string
@@ -307,7 +307,7 @@ func TestParseDiagPrinted(t *testing.T) {
 		want.Inode = uint64(uint32(want.Inode))
 		switch want.State {
 		case Close:
-			want.Kind = Bound
+			want.Kind, want.Timer, want.Unanswered = Bound, TimerNone, 0
 		case Listen:
 			want.Backlog, want.TxQueue = want.TxQueue, 0
 		}
@@ -349,12 +349,12 @@ func TestParseDiagRefuses(t *testing.T) {
 		if state >= 1 && state <= 12 {
 			continue
 		}
-		for _, timer := range []uint8{0, timerMini} {
+		for _, timer := range []uint8{0, uint8(timerMini)} {
 			f(encode(inetDiagMsg{Family: unix.AF_INET, State: uint8(state), Timer: timer}), fmt.Sprintf("unknown state %d", state))
 		}
 	}
 	for _, state := range []State{Established, SynSent, SynRecv, FinWait1, Close, CloseWait, LastAck, Listen, Closing} {
-		f(encode(inetDiagMsg{Family: unix.AF_INET6, State: uint8(state), Timer: timerMini}), "the timer of a minisock in state "+state.String())
+		f(encode(inetDiagMsg{Family: unix.AF_INET6, State: uint8(state), Timer: uint8(timerMini)}), "the timer of a minisock in state "+state.String())
 	}
 }
 

@@ -74,6 +74,29 @@ const (
 	numKinds
 )
 
+// Timer is what the kernel waits for in a Full socket, as it numbers it (the timer
+// column of get_tcp4_sock in net/ipv4/tcp_ipv4.c, idiag_timer). One number that is
+// none of these is an unknown timer.
+type Timer uint8
+
+// The timers.
+const (
+	// TimerNone is a socket that waits for its program or its peer alone: if the peer
+	// is gone, nothing ends it.
+	TimerNone Timer = 0
+	// TimerRetransmit is for a SYN, data or a FIN to be acknowledged.
+	TimerRetransmit Timer = 1
+	// TimerKeepalive is for the time to ask an idle peer (SO_KEEPALIVE, man 7 tcp). In an
+	// orphan in FIN_WAIT2 it is for the time to give up.
+	TimerKeepalive Timer = 2
+	timerMini      Timer = 3 // a minisock's time to live
+	// TimerProbe is for the time to ask a peer whose window is 0 for room.
+	TimerProbe Timer = 4
+
+	// NumTimers is the length of an array indexed by Timer.
+	NumTimers = 5
+)
+
 // Table is one of the two tables; a socket is in exactly one of them.
 type Table uint8
 
@@ -160,6 +183,11 @@ type Socket struct {
 	Table         Table
 	State         State
 	Kind          Kind
+	// Timer is the one that runs for a Full socket, else TimerNone.
+	Timer Timer
+	// Unanswered is how often in a row that timer has sent something again, or a probe,
+	// and no answer came; at most 255.
+	Unanswered uint8
 	// V6Only is whether an AF_INET6 socket that listens, or is Bound, takes no IPv4
 	// (IPV6_V6ONLY, man 7 ipv6). Only sock_diag tells it, else it is false.
 	V6Only bool

@@ -13,13 +13,13 @@ import (
 )
 
 // none is what text leaves out.
-var none = regexp.MustCompile(` (rx|tx|backlog|inode|device)=0\b| left=0s| (v6only|transparent)=false`)
+var none = regexp.MustCompile(` (rx|tx|backlog|timer|unanswered|inode|device)=0\b| left=0s| (v6only|transparent)=false`)
 
 // text is a socket as the tests write it down.
 func text(s Socket) string {
-	return none.ReplaceAllString(fmt.Sprintf("%v %v %s %v %v rx=%d tx=%d backlog=%d left=%v inode=%d device=%d v6only=%v transparent=%v",
+	return none.ReplaceAllString(fmt.Sprintf("%v %v %s %v %v rx=%d tx=%d backlog=%d timer=%d unanswered=%d left=%v inode=%d device=%d v6only=%v transparent=%v",
 		s.Table, s.State, [...]string{Full: "full", Mini: "mini", Request: "request", Bound: "bound"}[s.Kind],
-		addrPort(s.Local), addrPort(s.Remote), s.RxQueue, s.TxQueue, s.Backlog, s.TimerLeft, s.Inode, s.Device, s.V6Only, s.Transparent), "")
+		addrPort(s.Local), addrPort(s.Remote), s.RxQueue, s.TxQueue, s.Backlog, s.Timer, s.Unanswered, s.TimerLeft, s.Inode, s.Device, s.V6Only, s.Transparent), "")
 }
 
 func addrPort(e Endpoint) netip.AddrPort { return netip.AddrPortFrom(e.Addr.IP(), e.Port) }
