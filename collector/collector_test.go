@@ -212,7 +212,7 @@ func TestCollectThisKernel(t *testing.T) {
 		switch m.Name {
 		case "tcp_time_wait_recycle_enabled", // no longer in the kernel
 			"tcp_orphan_limit", "tcp_memory_limit_bytes", // only in its first namespace
-			"tcp_remote_connections", "tcp_destination_ports_used", "tcp_destination_port_utilisation_ratio", "tcp_local_ports_used", "tcp_local_port_utilisation_ratio",
+			"tcp_remote_connections", "tcp_destination_ports_used", "tcp_destination_port_utilisation_ratio", "tcp_destination_unanswered_connections", "tcp_local_ports_used", "tcp_local_port_utilisation_ratio",
 			"tcp_listener_connections", "tcp_listener_accept_queue", "tcp_listener_accept_queue_limit", "tcp_listener_syn_queue_fill_ratio", "tcp_listener_unaccepted_connections": // only with sockets
 		default:
 			if len(p.family(m.Name)) == 0 {

@@ -111,10 +111,13 @@ var (
 		"Share of the pool that is gone where it is worst: pool=\"connect\" for connect() to the worst destination, pool=\"bind\" for bind() with port 0 on the worst local IP, pool=\"bind_any\" for bind() with port 0 on :: and listen() without bind(), as of Java and Go. At 1 the next such call fails.",
 		"netns", "pool")
 	destinationPortsUsed = newMetric("tcp_destination_ports_used", "gauge", fromPool,
-		"Ports of the pool held toward a destination, by state, for the destinations with most of the pool gone and, a quarter of them, most of it held. Only what is not zero.",
+		"Ports of the pool held toward a destination, by state, for the destinations with most of the pool gone, a quarter of them most of it held, and up to a quarter most connections unanswered. Only what is not zero.",
 		"netns", "local_ip", "remote_ip", "remote_port", "state")
 	destinationUtilisation = newMetric("tcp_destination_port_utilisation_ratio", "gauge", fromReuse,
 		"Share of the pool that connect() to this destination can't use: ports held toward it, less those in TIME_WAIT that may be reused, and ports of listeners (with source netlink also of idle bound sockets).",
+		"netns", "local_ip", "remote_ip", "remote_port")
+	destinationUnanswered = newMetric("tcp_destination_unanswered_connections", "gauge", fromTable,
+		"Connections toward a destination that tcp_unanswered_connections counts, of the same destinations. Only what is not zero.",
 		"netns", "local_ip", "remote_ip", "remote_port")
 	destinations = newMetric("tcp_destinations", "gauge", fromTable,
 		"Distinct destinations: local IP, remote IP and remote port of outbound connections.",
@@ -152,6 +155,9 @@ var (
 	queueBytes = newMetric("tcp_queue_bytes", "gauge", fromTable,
 		"Bytes that the programs have not read (queue=\"receive\") or the peers have not acknowledged (queue=\"send\"), listeners excluded.",
 		"netns", "direction", "queue")
+	unansweredConnections = newMetric("tcp_unanswered_connections", "gauge", fromTable,
+		"Connections, half-open ones and orphans excluded, whose last three or more retransmissions or probes nobody answered: the peer, or the path to it, is gone. established always, syn_sent outbound always, of other states only what is not zero.",
+		"netns", "direction", "state")
 	orphanConnections = newMetric("tcp_orphan_connections", "gauge", fromTable,
 		"Connections that their program has closed and the kernel still works on, TIME_WAIT and its like excluded.",
 		"netns")
@@ -258,9 +264,9 @@ func Metrics() []*Metric {
 	return slices.Concat([]*Metric{
 		connections, remoteConnections, remoteIPs, remoteTopShare,
 		ephemeralPorts, ephemeralPortsUsed, ephemeralLow, ephemeralHigh, ephemeralUtilisation,
-		destinationPortsUsed, destinationUtilisation, destinations, localPortsUsed, localUtilisation,
+		destinationPortsUsed, destinationUtilisation, destinationUnanswered, destinations, localPortsUsed, localUtilisation,
 		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted, listenerSynQueueFill,
-		queueBytes, orphanConnections, timeWaitRemaining, timeWaitDuration,
+		queueBytes, unansweredConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
 	}, kernelMetrics, []*Metric{
 		netnsInfo, sourceInfo, collectorSuccess, collectorDuration, undercountMax, rowsRead, malformedRows,
 	})

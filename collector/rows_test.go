@@ -595,6 +595,79 @@ func TestDestinationsTop(t *testing.T) {
 	}
 }
 
+// TestUnanswered counts connections by how often nobody has answered.
+func TestUnanswered(t *testing.T) {
+	rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0", "tcp6 listen [::]:80 [::]:0")
+	add := func(text string, unanswered uint8, change func(*tcptable.Socket)) {
+		s := socket(text)
+		s.Timer, s.Unanswered = tcptable.TimerRetransmit, unanswered
+		if change != nil {
+			change(&s)
+		}
+		rows = append(rows, s)
+	}
+	ownerless := func(s *tcptable.Socket) { s.Inode = 0 }
+	add("tcp established 10.0.0.1:40000 10.0.0.2:5432", 2, nil)
+	add("tcp established 10.0.0.1:40001 10.0.0.2:5432", 3, nil)
+	add("tcp syn_sent 10.0.0.1:40002 10.0.0.2:5432", 255, nil)
+	add("tcp6 established 10.0.0.1:40003 10.0.0.2:5432", 3, func(s *tcptable.Socket) { s.Device = 2 })
+	add("tcp last_ack 10.0.0.1:1023 10.0.0.2:5432", 3, nil)         // of no port of the pool
+	add("tcp fin_wait1 10.0.0.1:40004 10.0.0.2:5432", 3, ownerless) // an orphan
+	add("tcp6 close_wait [2001:db8::1]:81 [2001:db8::2]:80", 3, nil)
+	add("tcp established 10.0.0.1:80 10.0.0.3:4000", 3, nil)
+	add("tcp established 10.0.0.1:80 10.0.0.3:4001", 3, ownerless) // that nobody has accepted
+	add("tcp syn_recv 10.0.0.1:80 10.0.0.3:4002", 3, ownerless)    // of TCP Fast Open
+	p := tallied(t, portsOf(t, 40000, 40099, ""), everything, rows...)
+	for _, want := range []struct {
+		n                float64
+		direction, state string
+	}{
+		{2, "inbound", "established"}, {2, "outbound", "established"}, {1, "outbound", "syn_sent"},
+		{1, "outbound", "last_ack"}, {1, "outbound", "close_wait"},
+	} {
+		p.want(t, want.n, "tcp_unanswered_connections", "direction", want.direction, "state", want.state)
+	}
+	p.want(t, 7, "tcp_unanswered_connections")
+	p.want(t, 4, "tcp_destination_unanswered_connections", "remote_ip", "10.0.0.2", "remote_port", "5432", "local_ip", "10.0.0.1")
+	p.want(t, 5, "tcp_destination_unanswered_connections")
+	// That nobody answers frees no port.
+	p.want(t, 0.05, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.2")
+	p.want(t, 3, "tcp_destination_ports_used", "remote_ip", "10.0.0.2", "state", "established")
+}
+
+// TestDestinationsTopUnanswered names small destinations that are gone among many large
+// ones that are not, and lose a few packets.
+func TestDestinationsTopUnanswered(t *testing.T) {
+	pool := portsOf(t, 40000, 41999, "")
+	var rows []tcptable.Socket
+	connect := func(remote string, n, unanswered int) {
+		for i := range n {
+			s := socket(fmt.Sprintf("tcp established 10.0.0.1:%d %s:80", 40000+i, remote))
+			if i < unanswered {
+				s.Unanswered = 3
+			}
+			rows = append(rows, s)
+		}
+	}
+	for i := range 30 {
+		connect(fmt.Sprintf("10.1.0.%d", i), 200+i, 20)
+	}
+	connect("10.2.0.1", 5, 3)
+	connect("10.2.0.2", 3, 3)
+	for n, want := range map[int]struct{ named, gone int }{0: {0, 0}, 1: {1, 0}, 3: {3, 0}, 4: {4, 1}, 8: {8, 2}, 20: {20, 2}, 50: {32, 2}} {
+		p := tallied(t, pool, tally.Limits{Destinations: n}, rows...)
+		gone := p.sum("tcp_destination_unanswered_connections", "remote_ip", "10.2.0.1") + p.sum("tcp_destination_unanswered_connections", "remote_ip", "10.2.0.2")
+		named := len(p.family("tcp_destination_port_utilisation_ratio"))
+		if named != want.named || gone != float64(3*want.gone) {
+			t.Errorf("top %d: %d are named, with %v unanswered to those that are gone; want %d and %d", n, named, gone, want.named, 3*want.gone)
+		}
+		if n > 0 { // the worst is among them
+			p.want(t, 229, "tcp_destination_ports_used", "remote_ip", "10.1.0.29")
+		}
+		p.want(t, 229./2000, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+	}
+}
+
 // TestDestinationsTopHeld names a destination all of whose ports may be reused among
 // thousands that have few.
 func TestDestinationsTopHeld(t *testing.T) {

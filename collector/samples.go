@@ -84,6 +84,12 @@ func (s *samples) addSockets(ns *snapshot.Namespace) {
 				s.add(connections, float64(sockets.Connections[f][d][state]), f.String(), d.String(), state.String())
 			}
 		}
+		for state, rows := range sockets.Unanswered[d] {
+			state := tcptable.State(state)
+			if rows > 0 || state == tcptable.Established || state == tcptable.SynSent && d == snapshot.Outbound {
+				s.add(unansweredConnections, float64(rows), d.String(), state.String())
+			}
+		}
 		s.add(queueBytes, float64(sockets.Unread[d]), d.String(), "receive")
 		s.add(queueBytes, float64(sockets.Unacknowledged[d]), d.String(), "send")
 		for _, bucket := range sockets.TimeWait[d] {
@@ -196,6 +202,9 @@ func (s *samples) addPorts(ns *snapshot.Namespace) {
 			}
 		}
 		s.add(destinationUtilisation, to.Gone, local, remote, port)
+		if to.Unanswered > 0 {
+			s.add(destinationUnanswered, float64(to.Unanswered), local, remote, port)
+		}
 	}
 	for _, l := range ports.Locals {
 		ip := l.IP.String()

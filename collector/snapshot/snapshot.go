@@ -135,6 +135,10 @@ type Sockets struct {
 	// Orphans are connections that their program has closed and the kernel still works
 	// on, minisocks left out.
 	Orphans uint64
+	// Unanswered are full sockets, half-open ones and orphans left out, whose last three or
+	// more retransmissions or probes nobody has answered (icsk_retransmits and
+	// icsk_probes_out in include/net/inet_connection_sock.h).
+	Unanswered [NumDirections]States
 	// TimeWait counts connections in TIME_WAIT by the time they have left. The bounds
 	// rise; the last bucket is for those of kernels whose TIME_WAIT is longer than 60 s, and is there
 	// on these only.
@@ -227,8 +231,8 @@ type Ports struct {
 	// worst destination; Bind for bind(2) with port 0 on the worst local IP, and BindAny
 	// on ::. At 1 the next such call fails.
 	Connect, Bind, BindAny float64
-	// Destinations are those with most of the pool gone and, a quarter of them, most of
-	// it held.
+	// Destinations are those with most of the pool gone, a quarter of them those with most
+	// of it held, and up to a quarter those with most connections unanswered.
 	Destinations []Destination
 	// Locals are the local addresses with most ports, most first.
 	Locals []Local
@@ -243,6 +247,9 @@ type Destination struct {
 	// Gone is the share of the pool, from 0 to 1, that connect(2) can't use: Held, less
 	// what it may take over, and the ports of listeners.
 	Gone float64
+	// Unanswered are the connections toward it, of whatever port, that Sockets.Unanswered
+	// counts.
+	Unanswered uint64
 }
 
 // Local is a local address.

@@ -27,7 +27,7 @@ func BenchmarkCounts(b *testing.B) {
 			for b.Loop() {
 				c.reset()
 				for i := range all {
-					c.add(&all[i], uint8(i%4), 1)
+					c.add(&all[i], uint16(i%4), 1)
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(keys), "ns/row")

@@ -52,7 +52,7 @@ type entry[K comparable] struct {
 // one or two labels.
 type cell struct {
 	rows, next uint32
-	label      uint8
+	label      uint16
 }
 
 func newCounts[K comparable](limit int) *counts[K] {
@@ -62,7 +62,7 @@ func newCounts[K comparable](limit int) *counts[K] {
 }
 
 // add counts so many rows. What it returns is good until the next call.
-func (c *counts[K]) add(key *K, label uint8, rows uint32) *entry[K] {
+func (c *counts[K]) add(key *K, label uint16, rows uint32) *entry[K] {
 	e := c.entry(key)
 	e.rows += rows
 	i := e.cells
@@ -79,7 +79,7 @@ func (c *counts[K]) add(key *K, label uint8, rows uint32) *entry[K] {
 }
 
 // addLight counts a light row.
-func (c *counts[K]) addLight(key *K, label uint8) {
+func (c *counts[K]) addLight(key *K, label uint16) {
 	if len(c.entries) < c.limit-c.limit/4 || c.lookup(key) != nil {
 		c.add(key, label, 1).rows--
 		c.light = true
@@ -209,8 +209,8 @@ func (c *counts[K]) freeCells(first uint32) {
 }
 
 // labels yields the labels of an entry and the rows under each.
-func (c *counts[K]) labels(e *entry[K]) iter.Seq2[uint8, uint32] {
-	return func(yield func(uint8, uint32) bool) {
+func (c *counts[K]) labels(e *entry[K]) iter.Seq2[uint16, uint32] {
+	return func(yield func(uint16, uint32) bool) {
 		for i := e.cells; i != 0; i = c.cells[i].next {
 			if !yield(c.cells[i].label, c.cells[i].rows) {
 				return

@@ -12,14 +12,14 @@ import (
 // exactly has the rows of each key by label.
 type exactly map[uint64][8]uint64
 
-func (x exactly) add(key uint64, label uint8, rows uint32) {
+func (x exactly) add(key uint64, label uint16, rows uint32) {
 	labels := x[key]
 	labels[label] += uint64(rows)
 	x[key] = labels
 }
 
 // fill adds n times what next says to c, and counts it a second way.
-func fill(c *counts[uint64], n int, next func(i int) (key uint64, label uint8, rows uint32)) exactly {
+func fill(c *counts[uint64], n int, next func(i int) (key uint64, label uint16, rows uint32)) exactly {
 	exact := make(exactly)
 	for i := range n {
 		key, label, rows := next(i)
@@ -103,7 +103,7 @@ func TestCounts(t *testing.T) {
 		t.Helper()
 		c := newCounts[uint64](limit)
 		for range 2 { // with the memory of the first time
-			exact := fill(c, rows, func(i int) (uint64, uint8, uint32) { return key(i), uint8(random.UintN(8)), 1 })
+			exact := fill(c, rows, func(i int) (uint64, uint16, uint32) { return key(i), uint16(random.UintN(8)), 1 })
 			checkBounds(t, c, exact)
 			c.reset()
 			if len(c.entries) != 0 || c.distinct() != 0 || c.shortfall != 0 {
@@ -149,8 +149,8 @@ func TestCounts(t *testing.T) {
 func TestCountsWeighted(t *testing.T) {
 	random := rand.New(rand.NewPCG(9, 10))
 	c := newCounts[uint64](100)
-	checkBounds(t, c, fill(c, 5000, func(int) (uint64, uint8, uint32) {
-		return zipf(random), uint8(random.UintN(3)), uint32(random.UintN(50))
+	checkBounds(t, c, fill(c, 5000, func(int) (uint64, uint16, uint32) {
+		return zipf(random), uint16(random.UintN(3)), uint32(random.UintN(50))
 	}))
 }
 
@@ -165,7 +165,7 @@ func TestCountsGaveWay(t *testing.T) {
 	}
 	c.gaveWay = add
 	random := rand.New(rand.NewPCG(11, 12))
-	exact := fill(c, 20_000, func(int) (uint64, uint8, uint32) { return zipf(random), uint8(random.UintN(3)), 1 })
+	exact := fill(c, 20_000, func(int) (uint64, uint16, uint32) { return zipf(random), uint16(random.UintN(3)), 1 })
 	for i := range c.entries {
 		add(&c.entries[i])
 	}
@@ -184,7 +184,7 @@ func TestCountsMemory(t *testing.T) {
 	walk := func(keys int) {
 		c.reset()
 		for key := range uint64(keys) {
-			c.add(&key, uint8(key%5), 1)
+			c.add(&key, uint16(key%5), 1)
 		}
 	}
 	walk(50_000)
@@ -242,7 +242,7 @@ func TestCountsLight(t *testing.T) {
 			away = 0
 			for i := range max(heavy, light) {
 				if key := uint64(i); i < light {
-					c.addLight(&key, uint8(i%8))
+					c.addLight(&key, uint16(i%8))
 				}
 				if key := uint64(1_000_000 + i); i < heavy {
 					c.add(&key, 0, 1)

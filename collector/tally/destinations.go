@@ -17,13 +17,14 @@ type destination struct {
 }
 
 // The label under which a destination's rows are counted is their state with
-// these bits. Only a row with none of them keeps connect away from a port of the
+// these bits. Only a row with none but the last keeps connect away from a port of the
 // pool that is otherwise free.
 const (
 	stateBits  = 0x0f
-	unpooled   = 0x10 // the local port is not in the pool
-	heldForAll = 0x20 // a listener, or an idle socket, holds the local port too
-	reusable   = 0x40 // connect may take the port over
+	unpooled   = 0x10  // the local port is not in the pool
+	heldForAll = 0x20  // a listener, or an idle socket, holds the local port too
+	reusable   = 0x40  // connect may take the port over
+	unanswered = 0x100 // the peer does not answer
 )
 
 type deviceDestination struct {
@@ -43,11 +44,27 @@ type heldDestination struct {
 	*entry[destination]
 	on            *entry[deviceDestination] // nil: on no device
 	held, blocked uint64
+	unanswered    uint64 // connections of any port and device
+	gone          bool   // most of those that a program has open are unanswered
 }
 
 func byBlocked(a, b heldDestination) int {
 	if a.blocked != b.blocked {
 		return cmp.Compare(b.blocked, a.blocked)
+	}
+	return byHeld(a, b)
+}
+
+// byUnanswered has destinations that are gone before those that are not, however large,
+// of which some connections are always lost.
+func byUnanswered(a, b heldDestination) int {
+	switch {
+	case a.gone != b.gone && a.gone:
+		return -1
+	case a.gone != b.gone:
+		return 1
+	case a.unanswered != b.unanswered:
+		return cmp.Compare(b.unanswered, a.unanswered)
 	}
 	return byHeld(a, b)
 }

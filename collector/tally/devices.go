@@ -27,7 +27,7 @@ type deviceRow struct {
 	device      uint32
 	destination uint32 // its hash
 	localPort   uint16
-	label       uint8
+	label       uint16
 }
 
 func newDevices(destinations *counts[destination]) devices {
@@ -98,17 +98,17 @@ func (d *devices) held(to *entry[destination], on *entry[deviceDestination]) hel
 	held, blocked := 0, 0
 	for label, n := range d.ports(to, on) {
 		held += n
-		if label&^stateBits == 0 {
+		if label&^(stateBits|unanswered) == 0 {
 			blocked += n
 		}
 	}
-	return heldDestination{to, on, uint64(max(held, 0)), uint64(max(blocked, 0))}
+	return heldDestination{entry: to, on: on, held: uint64(max(held, 0)), blocked: uint64(max(blocked, 0))}
 }
 
 // ports yields the labels of the ports that are held toward a destination on a device,
 // or on none if that is nil, and how many each adds to what came before.
-func (d *devices) ports(to *entry[destination], on *entry[deviceDestination]) iter.Seq2[uint8, int] {
-	return func(yield func(uint8, int) bool) {
+func (d *devices) ports(to *entry[destination], on *entry[deviceDestination]) iter.Seq2[uint16, int] {
+	return func(yield func(uint16, int) bool) {
 		for label, rows := range d.destinations.labels(to) {
 			if label&(unpooled|onDevice) == 0 && !yield(label, int(rows)) {
 				return

@@ -27,6 +27,7 @@ type Tally struct {
 	received    [snapshot.NumDirections]uint64 // bytes in the receive queues
 	unsent      [snapshot.NumDirections]uint64 // bytes in the send queues
 	orphans     uint64
+	unanswered  [snapshot.NumDirections]snapshot.States
 	timeWait    [snapshot.NumDirections]timeWaits
 
 	remotes      [snapshot.NumDirections]*counts[tcptable.Addr]
@@ -49,6 +50,10 @@ type listeners struct {
 	wildcard kernelstat.PortSet             // on all addresses, or on some that bound has no room for
 	bound    map[tcptable.Endpoint]struct{} // at most MaxEndpoints
 }
+
+// unansweredFrom is how many retransmissions or probes in a row without an answer make a
+// peer silent: one or two are lost on any network.
+const unansweredFrom = 3
 
 // timeWaitBounds are the upper bounds of the buckets for the time that connections
 // in TIME_WAIT have left.
@@ -161,8 +166,13 @@ func (t *Tally) add(s *tcptable.Socket) {
 	ownerless := s.Kind == tcptable.Full && s.Inode == 0
 	waiting := dir == snapshot.Inbound &&
 		(s.State == tcptable.Established || s.State == tcptable.CloseWait || s.State == tcptable.SynRecv)
-	if ownerless && !waiting {
+	orphan := ownerless && !waiting
+	if orphan {
 		t.orphans++
+	}
+	silent := s.Unanswered >= unansweredFrom && !orphan && s.State != tcptable.SynRecv
+	if silent {
+		t.unanswered[dir][s.State]++
 	}
 
 	pooled := t.pool != nil && t.pool.Ports.Has(s.Local.Port)
@@ -170,7 +180,7 @@ func (t *Tally) add(s *tcptable.Socket) {
 		t.locals.hold(&s.Local)
 	}
 	if dir == snapshot.Inbound {
-		t.addRemote(snapshot.Inbound, s.Remote.Addr, uint8(s.State), 1)
+		t.addRemote(snapshot.Inbound, s.Remote.Addr, uint16(s.State), 1)
 		l := t.listenerPort(s.Local.Port)
 		l.States[s.State]++
 		l.rows++
@@ -182,7 +192,10 @@ func (t *Tally) add(s *tcptable.Socket) {
 		}
 		return
 	}
-	label := uint8(s.State)
+	label := uint16(s.State)
+	if silent {
+		label |= unanswered
+	}
 	to := destination{s.Local.Addr, s.Remote.Addr, s.Remote.Port}
 	switch {
 	case !pooled:
@@ -221,7 +234,7 @@ func (t *Tally) addRemoteOf(e *entry[destination]) {
 }
 
 // addRemote counts rows in a state for a remote.
-func (t *Tally) addRemote(d snapshot.Direction, remote tcptable.Addr, state uint8, rows uint32) {
+func (t *Tally) addRemote(d snapshot.Direction, remote tcptable.Addr, state uint16, rows uint32) {
 	key := t.remoteKey(remote)
 	if group := t.groups.of(remote); group >= 0 {
 		t.groups.states[group][d][state] += uint64(rows)

@@ -29,6 +29,7 @@ func (t *Tally) Snapshot(n Limits) *snapshot.Sockets {
 		Unread:         t.received,
 		Unacknowledged: t.unsent,
 		Orphans:        t.orphans,
+		Unanswered:     t.unanswered,
 		TimeWait:       t.buckets(),
 		Destinations:   t.destinations.distinct(),
 		Undercount: snapshot.Undercount{
@@ -285,25 +286,52 @@ func (q *acceptQueue) at(ip netip.Addr, port uint16) snapshot.AcceptQueue {
 // worstDestinations returns the n destinations to name, the worst one first. A
 // quarter of the places is for those that hold most ports, whether connect may take
 // them over or not: where it then doesn't (tcp_tw_reuse, and a peer without
-// timestamps) they are the ones that nothing can be connected to.
+// timestamps) they are the ones that nothing can be connected to. Another quarter, as far
+// as there are any, is for those that don't answer, which may hold few.
 func (t *Tally) worstDestinations(n int) []heldDestination {
 	blocked := ranking[heldDestination]{n: n - (n+2)/4, compare: byBlocked}
+	silent := ranking[heldDestination]{n: n / 4, compare: byUnanswered}
 	held := ranking[heldDestination]{n: n, compare: byHeld}
+	anySilent := t.unanswered[snapshot.Outbound] != (snapshot.States{})
 	for d := range t.devices.all() {
+		if anySilent {
+			t.findUnanswered(&d)
+		}
 		blocked.add(d)
 		held.add(d)
-	}
-	worst := blocked.elements
-	named := make(map[*entry[destination]]bool, n)
-	for _, d := range worst {
-		named[d.entry] = true
-	}
-	for _, d := range held.elements {
-		if len(worst) < n && !named[d.entry] {
-			worst = append(worst, d)
+		if d.unanswered > 0 {
+			silent.add(d)
 		}
 	}
+	worst := make([]heldDestination, 0, n)
+	named := make(map[*entry[destination]]bool, n)
+	name := func(all []heldDestination, places int) {
+		for _, d := range all {
+			if len(worst) < places && !named[d.entry] {
+				worst = append(worst, d)
+				named[d.entry] = true
+			}
+		}
+	}
+	name(blocked.elements, blocked.n-len(silent.elements))
+	name(silent.elements, n)
+	name(held.elements, n)
 	return worst
+}
+
+// findUnanswered completes d.
+func (t *Tally) findUnanswered(d *heldDestination) {
+	var open uint64
+	for label, rows := range t.destinations.labels(d.entry) {
+		switch tcptable.State(label & stateBits) {
+		case tcptable.Established, tcptable.SynSent, tcptable.CloseWait:
+			open += uint64(rows)
+		}
+		if label&unanswered != 0 {
+			d.unanswered += uint64(rows)
+		}
+	}
+	d.gone = 2*d.unanswered > open
 }
 
 func (t *Tally) ports(n Limits) *snapshot.Ports {
@@ -345,7 +373,7 @@ func (t *Tally) ports(n Limits) *snapshot.Ports {
 func (t *Tally) destination(d heldDestination, forAll uint64) snapshot.Destination {
 	to := snapshot.Destination{
 		LocalIP: d.key.local.IP(), RemoteIP: d.key.remote.IP(), RemotePort: d.key.port,
-		Gone: t.share(d.blocked + forAll),
+		Gone: t.share(d.blocked + forAll), Unanswered: d.unanswered,
 	}
 	var held [tcptable.NumStates]int
 	for label, n := range t.devices.ports(d.entry, d.on) {

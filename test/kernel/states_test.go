@@ -22,28 +22,33 @@ type kind struct {
 	// orphan is a full socket that its program has closed.
 	orphan bool
 	count  int
+	timer  string // that runs for its full socket, if any
 	steps  string // to it, in the words of reach
 }
 
 // kinds are those that an established connection can be brought to, in
 // either direction. The counts differ so that no two can be mixed up.
 var kinds = []kind{
-	{"established", true, false, 7, ""},
-	{"established", true, false, 2, "SENDS"},
-	{"established", true, false, 1, "writes"},
-	{"fin_wait1", true, false, 1, "shuts-down"},
-	{"fin_wait1", true, true, 3, "closes"},
-	{"fin_wait2", true, false, 2, "shuts-down GETS-FIN ACKS"},
+	{"established", true, false, 7, "none", ""},
+	{"established", true, false, 2, "none", "SENDS"},
+	{"established", true, false, 1, "retransmit", "writes"},
+	{"established", true, false, 2, "keepalive", "asks"},
+	{"established", true, false, 3, "probe", "LACKS-ROOM writes"},
+	{"fin_wait1", true, false, 1, "retransmit", "shuts-down"},
+	{"fin_wait1", true, true, 3, "retransmit", "closes"},
+	{"fin_wait2", true, false, 2, "none", "shuts-down GETS-FIN ACKS"},
+	{"fin_wait2", true, false, 1, "keepalive", "asks shuts-down GETS-FIN ACKS"},
 	// The kernel keeps a full socket while more than a minute is left.
-	{"fin_wait2", true, true, 1, "lingers closes GETS-FIN ACKS"},
-	{"fin_wait2", false, false, 3, "closes GETS-FIN ACKS"},
-	{"time_wait", false, false, 5, "closes GETS-FIN ACKS FINISHES"},
-	{"time_wait", false, false, 4, "closes FINISHES GETS-FIN ACKS"}, // by way of closing: both ends close at once
-	{"close_wait", true, false, 4, "FINISHES"},
-	{"last_ack", true, false, 1, "FINISHES GETS-ACK shuts-down"},
-	{"last_ack", true, true, 2, "FINISHES GETS-ACK closes"},
-	{"closing", true, false, 2, "shuts-down FINISHES"},
-	{"closing", true, true, 4, "closes FINISHES"},
+	{"fin_wait2", true, true, 1, "keepalive", "lingers closes GETS-FIN ACKS"},
+	{"fin_wait2", false, false, 3, "", "closes GETS-FIN ACKS"},
+	{"time_wait", false, false, 5, "", "closes GETS-FIN ACKS FINISHES"},
+	{"time_wait", false, false, 4, "", "closes FINISHES GETS-FIN ACKS"}, // by way of closing: both ends close at once
+	{"close_wait", true, false, 4, "none", "FINISHES"},
+	{"close_wait", true, false, 1, "retransmit", "FINISHES GETS-ACK writes"},
+	{"last_ack", true, false, 1, "retransmit", "FINISHES GETS-ACK shuts-down"},
+	{"last_ack", true, true, 2, "retransmit", "FINISHES GETS-ACK closes"},
+	{"closing", true, false, 2, "retransmit", "shuts-down FINISHES"},
+	{"closing", true, true, 4, "retransmit", "closes FINISHES"},
 }
 
 // reach brings a connection there. In capitals is what the far end does.
@@ -52,13 +57,18 @@ func (k kind) reach(t *testing.T, near netns.Socket, far *netns.FarEnd) {
 	steps := map[string]func(){
 		"writes":     func() { near.Write(t, make([]byte, 500)) },
 		"shuts-down": func() { near.Shutdown(t) },
+		"asks":       func() { near.KeepAlive(t, 1) },
 		"lingers":    func() { near.Set(t, unix.SOL_TCP, unix.TCP_LINGER2, 100) },
 		"closes":     func() { near.Close(t) },
 		"SENDS":      func() { far.Send(t, netns.FlagACK|netns.FlagPSH, make([]byte, 1000)) },
-		"GETS-FIN":   func() { far.Expect(t, netns.FlagFIN) },
-		"GETS-ACK":   func() { far.Expect(t, netns.FlagACK) },
-		"ACKS":       func() { far.Confirm(t) },
-		"FINISHES":   func() { far.Finish(t) },
+		"LACKS-ROOM": func() {
+			far.NoRoom = true
+			far.Send(t, netns.FlagACK|netns.FlagPSH, []byte("x"))
+		},
+		"GETS-FIN": func() { far.Expect(t, netns.FlagFIN) },
+		"GETS-ACK": func() { far.Expect(t, netns.FlagACK) },
+		"ACKS":     func() { far.Confirm(t) },
+		"FINISHES": func() { far.Finish(t) },
 	}
 	for step := range strings.FieldsSeq(k.steps) {
 		steps[step]()
@@ -96,6 +106,7 @@ type row struct {
 	direction, state       string
 	full, orphan, accepted bool
 	local, remote          netip.AddrPort
+	timer                  string // of a full socket that is connected, or about to be
 }
 
 // family is the label: that of the addresses, whichever table has the row.
@@ -163,6 +174,7 @@ func TestStates(t *testing.T) {
 			compareRows(t, rs)
 			comparePages(t, pages[0], pages[1])
 		})
+		rs.compareUnanswered(t)
 	})
 }
 
@@ -211,12 +223,12 @@ func buildInbound(t *testing.T, w *netns.Wire, s stack) (rs rows) {
 			f := w.Call(t, next(), near)
 			f.Confirm(t)
 			k.reach(t, listener.Accept(t), f)
-			rs = append(rs, row{s, "inbound", k.state, k.full, k.orphan, true, near, far})
+			rs = append(rs, row{s, "inbound", k.state, k.full, k.orphan, true, near, far, k.timer})
 		}
 	}
 	for range 6 {
 		w.Call(t, next(), near)
-		rs = append(rs, row{s, "inbound", "syn_recv", false, false, false, near, far})
+		rs = append(rs, row{s, "inbound", "syn_recv", false, false, false, near, far, ""})
 	}
 	return rs
 }
@@ -230,13 +242,13 @@ func buildOutbound(t *testing.T, w *netns.Wire, s stack) (rs rows) {
 			so.Start(t, far)
 			near := so.Local(t)
 			k.reach(t, so, w.Answer(t, near, far))
-			rs = append(rs, row{s, "outbound", k.state, k.full, k.orphan, true, near, far})
+			rs = append(rs, row{s, "outbound", k.state, k.full, k.orphan, true, near, far, k.timer})
 		}
 	}
 	for range 5 {
 		so := netns.NewSocket(t, s.socket)
 		so.Start(t, far)
-		rs = append(rs, row{s, "outbound", "syn_sent", true, false, true, so.Local(t), far})
+		rs = append(rs, row{s, "outbound", "syn_sent", true, false, true, so.Local(t), far, "retransmit"})
 	}
 	return rs
 }
@@ -260,7 +272,7 @@ func buildUnaccepted(t *testing.T, w *netns.Wire, s stack) (rs rows) {
 			f.Send(t, netns.FlagRST, nil)
 			continue
 		}
-		rs = append(rs, row{s, "inbound", state, true, false, false, near, f.Far})
+		rs = append(rs, row{s, "inbound", state, true, false, false, near, f.Far, "none"})
 	}
 	return rs
 }
@@ -278,7 +290,7 @@ func buildFastOpen(t *testing.T, w *netns.Wire, s stack) rows {
 	f.Expect(t, netns.FlagSYN|netns.FlagACK)
 	return rows{
 		{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at},
-		{s, "inbound", "syn_recv", true, false, false, near, f.Far},
+		{s, "inbound", "syn_recv", true, false, false, near, f.Far, ""},
 	}
 }
 
@@ -296,7 +308,7 @@ func buildSharedPort(t *testing.T, w *netns.Wire) rows {
 	w.Answer(t, near, far)
 	return rows{
 		{stack: s, direction: "inbound", state: "listen", full: true, accepted: true, local: at},
-		{s, "outbound", "established", true, false, true, near, far},
+		{s, "outbound", "established", true, false, true, near, far, "none"},
 	}
 }
 
@@ -495,6 +507,49 @@ func (rs rows) compareQueues(t *testing.T, p page) {
 	}
 	if n := want[key{"outbound", "send"}]; n < 3*2*500 {
 		t.Errorf("outbound send queues hold %v bytes, want at least 3000", n)
+	}
+}
+
+// compareUnanswered waits until the far end, which answers nothing, has left each
+// connection with a timer alone three times.
+func (rs rows) compareUnanswered(t *testing.T) {
+	type destination struct {
+		local  netip.Addr
+		remote netip.AddrPort
+	}
+	type key struct{ direction, state string }
+	states := map[key]float64{{"inbound", "established"}: 0, {"outbound", "established"}: 0, {"outbound", "syn_sent"}: 0}
+	destinations := make(map[destination]float64)
+	var sum float64
+	for _, r := range rs {
+		if r.orphan || r.timer == "" || r.timer == "none" {
+			continue
+		}
+		sum++
+		states[key{r.direction, r.state}]++
+		if r.direction == "outbound" {
+			destinations[destination{r.local.Addr(), r.remote}]++
+		}
+	}
+	for _, e := range startExporters(t) {
+		var p page
+		netns.Eventually(t, func() bool {
+			p = e.scrape(t)
+			return p.sum("tcp_unanswered_connections") >= sum
+		}, func() string {
+			return fmt.Sprintf("of %v connections these are unanswered: %v", sum, p.series("tcp_unanswered_connections"))
+		})
+		p.want(t, sum, "tcp_unanswered_connections")
+		for k, n := range states {
+			p.want(t, n, "tcp_unanswered_connections", "direction", k.direction, "state", k.state)
+		}
+		for d, n := range destinations {
+			p.want(t, n, "tcp_destination_unanswered_connections", "local_ip", d.local.String(),
+				"remote_ip", d.remote.Addr().String(), "remote_port", fmt.Sprint(d.remote.Port()))
+		}
+		if got := len(p.series("tcp_destination_unanswered_connections")); got != len(destinations) {
+			t.Errorf("%d destinations do not answer, want %d", got, len(destinations))
+		}
 	}
 }
 

@@ -70,6 +70,15 @@ func (s Socket) Set(t *testing.T, level, option, value int) {
 	}
 }
 
+// KeepAlive lets the kernel ask the peer of an idle connection every so many seconds.
+func (s Socket) KeepAlive(t *testing.T, seconds int) {
+	t.Helper()
+	s.Set(t, unix.SOL_TCP, unix.TCP_KEEPIDLE, seconds)
+	s.Set(t, unix.SOL_TCP, unix.TCP_KEEPINTVL, seconds)
+	s.Set(t, unix.SOL_TCP, unix.TCP_KEEPCNT, 100)
+	s.Set(t, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+}
+
 // TryBind is bind(2).
 func (s Socket) TryBind(to netip.AddrPort) error {
 	return unix.Bind(s.FD, s.Sockaddr(to))
@@ -154,6 +163,23 @@ func (s Socket) Write(t *testing.T, b []byte) {
 	t.Helper()
 	if n, err := unix.Write(s.FD, b); n != len(b) || err != nil {
 		t.Fatalf("write: %d of %d bytes, %v", n, len(b), err)
+	}
+}
+
+// FillPeer sends until the other end, which does not read, has no room left.
+func (s Socket) FillPeer(t *testing.T) {
+	t.Helper()
+	if err := unix.SetNonblock(s.FD, true); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		_, err := unix.Write(s.FD, make([]byte, 1<<16))
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return
+		case err != nil:
+			t.Fatal(os.NewSyscallError("write", err))
+		}
 	}
 }
 

@@ -92,6 +92,7 @@ type segment struct {
 	from, to netip.AddrPort
 	seq, ack uint32
 	flags    byte
+	noRoom   bool // the window is 0
 	payload  []byte
 }
 
@@ -165,6 +166,9 @@ func (s segment) frame(link net.HardwareAddr) ([]byte, error) {
 	tcp := &layers.TCP{SrcPort: layers.TCPPort(s.from.Port()), DstPort: layers.TCPPort(s.to.Port()), Seq: s.seq, Ack: s.ack, Window: 1<<16 - 1,
 		FIN: s.flags&FlagFIN != 0, SYN: s.flags&FlagSYN != 0, RST: s.flags&FlagRST != 0, PSH: s.flags&FlagPSH != 0, ACK: s.flags&FlagACK != 0}
 	buffer := gopacket.NewSerializeBuffer()
+	if s.noRoom {
+		tcp.Window = 0
+	}
 	err := errors.Join(tcp.SetNetworkLayerForChecksum(ip), gopacket.SerializeLayers(buffer,
 		gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, ethernet, ip, tcp, gopacket.Payload(s.payload)))
 	return buffer.Bytes(), err
@@ -181,7 +185,7 @@ func parseFrame(frame []byte) (segment, bool) {
 	from, _ := netip.AddrFromSlice(flow.Src().Raw())
 	to, _ := netip.AddrFromSlice(flow.Dst().Raw())
 	return segment{netip.AddrPortFrom(from, uint16(tcp.SrcPort)), netip.AddrPortFrom(to, uint16(tcp.DstPort)),
-		tcp.Seq, tcp.Ack, tcp.Contents[13], tcp.Payload}, true
+		tcp.Seq, tcp.Ack, tcp.Contents[13], tcp.Window == 0, tcp.Payload}, true
 }
 
 // FarEnd is the test's end of one connection.
@@ -189,6 +193,7 @@ type FarEnd struct {
 	Wire      *Wire
 	Near, Far netip.AddrPort
 	Seq       uint32 // next byte to send
+	NoRoom    bool   // it takes no more data
 	ack       uint32 // next byte expected
 }
 
@@ -227,7 +232,7 @@ func (f *FarEnd) Finish(t *testing.T) {
 // Send sends one segment, in order.
 func (f *FarEnd) Send(t *testing.T, flags byte, payload []byte) {
 	t.Helper()
-	s := segment{from: f.Far, to: f.Near, seq: f.Seq, flags: flags, payload: payload}
+	s := segment{from: f.Far, to: f.Near, seq: f.Seq, flags: flags, noRoom: f.NoRoom, payload: payload}
 	if flags&FlagACK != 0 {
 		s.ack = f.ack
 	}
