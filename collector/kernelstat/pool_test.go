@@ -185,9 +185,7 @@ func TestReadReservedPorts(t *testing.T) {
 			want.Add(uint16(port))
 		}
 		text := strings.TrimSuffix(list.String(), ",") + "\n"
-		path := filepath.Join(t.TempDir(), "ip_local_reserved_ports")
-		writeFile(t, path, text)
-		got, err := readReservedPorts(t.Context(), path)
+		got, err := readReservedPorts(t.Context(), write(t, text))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -198,25 +196,6 @@ func TestReadReservedPorts(t *testing.T) {
 	f(100) // 4 KiB
 	f(11)  // more than 32 KiB
 	f(2)   // the longest that the kernel can print
-
-	// Exactly as long as a read asks for.
-	for _, size := range []int{4 << 10, 16 << 10} {
-		path := filepath.Join(t.TempDir(), "ip_local_reserved_ports")
-		text := strings.Repeat("40000,", size/6)
-		text += strings.Repeat("1", size-len(text)-1) + "\n"
-		if len(text) != size {
-			t.Fatalf("%d bytes, want %d", len(text), size)
-		}
-		writeFile(t, path, text)
-		if got, err := readReservedPorts(t.Context(), path); err != nil || got.Len() != 2 {
-			t.Errorf("%d bytes: %v", size, err)
-		}
-	}
-
-	got, err := readReservedPorts(t.Context(), filepath.Join(t.TempDir(), "missing"))
-	if err != nil || got.Len() != 0 {
-		t.Errorf("without the sysctl: %d ports and %v", got.Len(), err)
-	}
 }
 
 // TestAddRange adds all ranges of some ports, beside others.
