@@ -83,6 +83,10 @@ func TestCollectParts(t *testing.T) {
 	f("ports", "sys/net/ipv4/ip_local_reserved_ports", "x\n")
 	f("sockstat", "net/sockstat", "TCP: tw\n")
 	f("sockstat", "net/sockstat", "TCP: tw 1\nTCP: tw 1\n")
+	f("sockstat", "net/sockstat6", "TCP6: inuse\n")
+	f("conntrack", "net/stat/nf_conntrack", "entries drop\n00000001\n")
+	f("conntrack", "net/stat/nf_conntrack", "entries drop\n00000001 0000000")
+	f("conntrack", "net/stat/nf_conntrack", "entries drop\n00000001 0000000g\n")
 	f("snmp", "net/snmp", "Tcp: A\n")
 	f("snmp", "net/snmp", "Tcp: ActiveOpens ActiveOpens\nTcp: 1 1\n")
 	f("netstat", "net/netstat", "TcpExt: A\n")
@@ -171,13 +175,14 @@ func TestCollectNoSysctls(t *testing.T) {
 // TestCollectAtOnce has scrapes at the same time: each gets all of it.
 func TestCollectAtOnce(t *testing.T) {
 	c := newCollector(t, machine(t, machines(t)[0]))
-	want := gather(t, c.WithContext(t.Context())).text(t, "timewait_exporter_rows_total", "timewait_exporter_collector_duration_seconds")
+	varying := []string{"timewait_exporter_rows_total", "timewait_exporter_collector_duration_seconds", "timewait_exporter_table_read_timestamp_seconds"}
+	want := gather(t, c.WithContext(t.Context())).text(t, varying...)
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
 			for range 5 {
 				p := gather(t, c.WithContext(t.Context()))
-				if got := p.text(t, "timewait_exporter_rows_total", "timewait_exporter_collector_duration_seconds"); got != want {
+				if got := p.text(t, varying...); got != want {
 					t.Errorf("got\n%s\nwant\n%s", got, want)
 				}
 			}
@@ -204,13 +209,14 @@ func TestNewSource(t *testing.T) {
 func TestCollectThisKernel(t *testing.T) {
 	cfg := fixture(t, "/proc")
 	p := scrapeOf(t, cfg)
-	for _, part := range []string{"ports", "sockets", "sockstat", "snmp", "netstat", "sysctls", "file-nr"} {
+	for _, part := range []string{"ports", "sockets", "sockstat", "snmp", "netstat", "conntrack", "sysctls", "file-nr"} {
 		p.want(t, 1, "timewait_exporter_collector_success", "collector", part)
 	}
 	p.want(t, 1, "timewait_exporter_netns_info", "sysctls", "same")
 	for _, m := range Metrics() {
 		switch m.Name {
 		case "tcp_time_wait_recycle_enabled", // no longer in the kernel
+			"conntrack_entries", "conntrack_insert_failed_total", "conntrack_drops_total", "conntrack_early_drops_total", "conntrack_limit", // a module's
 			"tcp_orphan_limit", "tcp_memory_limit_bytes", // only in its first namespace
 			"tcp_remote_connections", "tcp_destination_ports_used", "tcp_destination_port_utilisation_ratio", "tcp_destination_unanswered_connections", "tcp_local_ports_used", "tcp_local_port_utilisation_ratio",
 			"tcp_listener_connections", "tcp_listener_accept_queue", "tcp_listener_accept_queue_limit", "tcp_listener_syn_queue_fill_ratio", "tcp_listener_unaccepted_connections": // only with sockets

@@ -26,7 +26,7 @@ import (
 func parts() map[string]string {
 	return map[string]string{
 		"ports": "tcp_ephemeral_ports", "sockets": "tcp_connections", "sockstat": "tcp_orphans", "snmp": "tcp_active_opens_total",
-		"netstat": "tcp_aborts_total", "sysctls": "tcp_time_wait_limit", "file-nr": "kernel_file_handles",
+		"netstat": "tcp_aborts_total", "conntrack": "conntrack_entries", "sysctls": "tcp_time_wait_limit", "file-nr": "kernel_file_handles",
 	}
 }
 
@@ -128,6 +128,7 @@ func TestHang(t *testing.T) {
 	f("sockstat", "net/sockstat")
 	f("snmp", "net/snmp")
 	f("netstat", "net/netstat")
+	f("conntrack", "net/stat/nf_conntrack")
 	f("sysctls", "sys/net/ipv4/tcp_max_syn_backlog")
 	f("file-nr", "sys/fs/file-nr")
 }
@@ -136,7 +137,7 @@ func TestHang(t *testing.T) {
 // systems that hang do: the part is given up, tried anew, and well again when the
 // next read is, whether or not the others ever return.
 func TestHangUninterrupted(t *testing.T) {
-	for _, name := range []string{"sockstat", "snmp", "netstat", "sysctls", "file-nr"} {
+	for _, name := range []string{"sockstat", "snmp", "netstat", "conntrack", "sysctls", "file-nr"} {
 		synctest.Test(t, func(t *testing.T) {
 			c, out := newLogged(t, fixture(t, writeProc(t)))
 			part := c.kernel[slices.IndexFunc(c.kernel, func(k *kernelPart) bool { return k.name == name })]

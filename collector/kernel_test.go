@@ -87,7 +87,7 @@ func TestKernelFiles(t *testing.T) {
 		return func(path string) error { return os.WriteFile(path, []byte(text), 0o600) }
 	}
 	for _, name := range []string{
-		"net/sockstat", "net/snmp", "net/netstat", "sys/fs/file-nr", "sys/net/core/somaxconn",
+		"net/sockstat", "net/snmp", "net/stat/nf_conntrack", "sys/net/netfilter/nf_conntrack_max", "net/netstat", "sys/fs/file-nr", "sys/net/core/somaxconn",
 		"sys/net/ipv4/tcp_max_tw_buckets", "sys/net/ipv4/tcp_tw_reuse", "sys/net/ipv4/tcp_tw_recycle", "sys/net/ipv4/tcp_fin_timeout",
 		"sys/net/ipv4/tcp_max_syn_backlog", "sys/net/ipv4/tcp_max_orphans", "sys/net/ipv4/tcp_mem",
 	} {

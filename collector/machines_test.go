@@ -241,7 +241,7 @@ func TestMachines(t *testing.T) {
 				t.Errorf("%v and %v", problems, err)
 			}
 			text := p.text(t,
-				"timewait_exporter_collector_duration_seconds",
+				"timewait_exporter_collector_duration_seconds", "timewait_exporter_table_read_timestamp_seconds",
 				// In pages of the machine that the test runs on; see TestKernel.
 				"tcp_memory_bytes", "tcp_memory_limit_bytes")
 			compareFile(t, filepath.Join("testdata", name, "metrics.prom"), text)

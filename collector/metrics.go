@@ -161,6 +161,12 @@ var (
 	orphanConnections = newMetric("tcp_orphan_connections", "gauge", fromTable,
 		"Connections that their program has closed and the kernel still works on, TIME_WAIT and its like excluded.",
 		"netns")
+	socketsInUse = newMetric("tcp_sockets_in_use", "gauge", "net/sockstat TCP inuse, net/sockstat6 TCP6 inuse",
+		"The kernel's own count of sockets that a program has open or that still send: all of the table but those in TIME_WAIT and its like, and half-open ones.",
+		"netns")
+	upperBound = newMetric("tcp_ephemeral_port_utilisation_upper_bound_ratio", "gauge", "net/sockstat, net/sockstat6, ip_local_port_range, ip_local_reserved_ports",
+		"Sockets in use and in TIME_WAIT as a share of the pool, at most 1: what no destination's share can exceed, by counts that cost no walk of the table.",
+		"netns")
 	timeWaitRemaining = newMetric("tcp_time_wait_remaining_connections", "gauge", fromTable,
 		"Connections in TIME_WAIT by the seconds they have left: up to remaining, and more than the next smaller one. Each starts with tcp_time_wait_duration_seconds: one scrape shows the closes of as many seconds, and their bursts.",
 		"netns", "direction", "remaining")
@@ -179,6 +185,9 @@ var (
 	collectorDuration = newMetric("timewait_exporter_collector_duration_seconds", "gauge", "",
 		"How long a part of this scrape took; all are read at the same time.",
 		"netns", "collector")
+	tableRead = newMetric("timewait_exporter_table_read_timestamp_seconds", "gauge", "",
+		"When the table was read that this namespace's metrics of it come from, in seconds since 1970.",
+		"netns")
 	undercountMax = newMetric("timewait_exporter_undercount_max", "gauge", "",
 		"By how many connections any one remote, destination or local IP may be counted short in this scrape because there were too many different ones. 0: every count is exact. Totals always are.",
 		"netns", "by")
@@ -188,10 +197,17 @@ var (
 		"Rows of the socket table that were not as the kernel writes them.", "table")
 )
 
+// The numbers that more than one metric is made of.
+var (
+	inUse4    = kernelstat.Sockstat("inuse")
+	inUse6    = kernelstat.Sockstat6("inuse")
+	timeWaits = kernelstat.Sockstat("tw")
+)
+
 // kernelMetrics are numbers of the kernel that are exported as they are. What stands here
-// is read, and nothing else of the kernel's files.
+// is read, and inUse4 and inUse6, and nothing else of the kernel's files.
 var kernelMetrics = []*Metric{
-	kernelGauge("tcp_time_wait_sockets", kernelstat.Sockstat("tw"),
+	kernelGauge("tcp_time_wait_sockets", timeWaits,
 		"The kernel's own count of sockets in TIME_WAIT, with those of FIN_WAIT2 that their program has closed."),
 	kernelGauge("tcp_time_wait_limit", kernelstat.Sysctl("net.ipv4.tcp_max_tw_buckets"),
 		"Sockets in TIME_WAIT at which the kernel drops further ones at once."),
@@ -209,6 +225,8 @@ var kernelMetrics = []*Metric{
 		"Ports in TIME_WAIT that connect() took over."),
 	kernelCounter("tcp_time_wait_overflows_total", kernelstat.Netstat("TCPTimeWaitOverflow"),
 		"Connections that got no TIME_WAIT because tcp_time_wait_limit was reached."),
+	kernelGauge("tcp_current_established", kernelstat.SNMP("CurrEstab"),
+		"The kernel's own count of connections in ESTABLISHED and CLOSE_WAIT."),
 	kernelCounter("tcp_active_opens_total", kernelstat.SNMP("ActiveOpens"),
 		"SYNs sent by connect(). One that finds no free port is not counted."),
 	kernelCounter("tcp_passive_opens_total", kernelstat.SNMP("PassiveOpens"),
@@ -242,6 +260,16 @@ var kernelMetrics = []*Metric{
 		"Longest accept queue that listen() may ask for."),
 	kernelGauge("tcp_syn_backlog_limit", kernelstat.Sysctl("net.ipv4.tcp_max_syn_backlog"),
 		"Half-open connections per listener while SYN cookies are off."),
+	kernelGauge("conntrack_entries", kernelstat.Conntrack("entries"),
+		"Connections of any protocol that conntrack follows."),
+	kernelGauge("conntrack_limit", kernelstat.Sysctl("net.netfilter.nf_conntrack_max"),
+		"Entries that a network namespace may have; packets of further connections are dropped."),
+	kernelCounter("conntrack_insert_failed_total", kernelstat.Conntrack("insert_failed"),
+		"Entries that could not be made because another one had their addresses and ports: source NAT found no port that is free, or two packets came at once."),
+	kernelCounter("conntrack_drops_total", kernelstat.Conntrack("drop"),
+		"Packets dropped because there was no entry for them: the limit is reached, or there was no memory."),
+	kernelCounter("conntrack_early_drops_total", kernelstat.Conntrack("early_drop"),
+		"Entries of connections without an answer that gave way to new ones because the limit was reached."),
 	kernelGauge("tcp_orphans", kernelstat.Sockstat("orphan"),
 		"Orphaned connections of all network namespaces."),
 	kernelGauge("tcp_orphan_limit", kernelstat.Sysctl("net.ipv4.tcp_max_orphans"),
@@ -267,7 +295,8 @@ func Metrics() []*Metric {
 		destinationPortsUsed, destinationUtilisation, destinationUnanswered, destinations, localPortsUsed, localUtilisation,
 		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted, listenerSynQueueFill,
 		queueBytes, unansweredConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
+		socketsInUse, upperBound,
 	}, kernelMetrics, []*Metric{
-		netnsInfo, sourceInfo, collectorSuccess, collectorDuration, undercountMax, rowsRead, malformedRows,
+		netnsInfo, sourceInfo, collectorSuccess, collectorDuration, tableRead, undercountMax, rowsRead, malformedRows,
 	})
 }

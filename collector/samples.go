@@ -33,6 +33,7 @@ func samplesOf(ns *snapshot.Namespace, node *snapshot.Node) []prometheus.Metric 
 		out.add(timeWaitDuration, ns.Pool.TimeWait.Seconds())
 	}
 	out.addKernel(ns, node)
+	out.addInUse(ns)
 	if ns.Sockets != nil {
 		out.addSockets(ns)
 	}
@@ -75,9 +76,23 @@ func (s *samples) addKernel(ns *snapshot.Namespace, node *snapshot.Node) {
 	}
 }
 
+// addInUse adds what the kernel counts of sockets without a walk of the table.
+func (s *samples) addInUse(ns *snapshot.Namespace) {
+	inUse, ok := ns.Kernel[inUse4]
+	if !ok {
+		return
+	}
+	inUse += ns.Kernel[inUse6] // none on a kernel without IPv6
+	s.add(socketsInUse, float64(inUse))
+	if timeWait, ok := ns.Kernel[timeWaits]; ok && ns.Pool != nil {
+		s.add(upperBound, min(1, float64(inUse+timeWait)/float64(max(ns.Pool.Size, 1))))
+	}
+}
+
 func (s *samples) addSockets(ns *snapshot.Namespace) {
 	sockets := ns.Sockets
 	s.add(sourceInfo, 1, sockets.Source)
+	s.add(tableRead, float64(sockets.Read.UnixMilli())/1000)
 	for d := range snapshot.NumDirections {
 		for f := range snapshot.NumFamilies {
 			for state := range d.States() {

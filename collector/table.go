@@ -80,7 +80,7 @@ func (t *table) walk(ctx context.Context, p *kernelstat.Pool, l *tally.Listening
 			sockets := w.tally.Snapshot(tally.Limits{
 				Remotes: t.cfg.Remotes, Destinations: t.cfg.Destinations, Listeners: t.cfg.Listeners, Locals: locals,
 			})
-			sockets.Source = a.name
+			sockets.Source, sockets.Read = a.name, time.Now()
 			return sockets, nil
 		}
 		if i == len(attempts)-1 || ctx.Err() != nil {

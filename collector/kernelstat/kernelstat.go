@@ -26,7 +26,15 @@ import (
 //
 //	TCP: inuse 5 orphan 0 tw 3 alloc 6 mem 1
 func ReadPairs(ctx context.Context, path, protocol string, names ...string) (map[string]uint64, error) {
-	lines, err := readLines(ctx, path, protocol, smallFile)
+	text, err := readFile(ctx, path, smallFile)
+	if err != nil {
+		return nil, err
+	}
+	return parsePairs(path, text, protocol, names)
+}
+
+func parsePairs(path string, text []byte, protocol string, names []string) (map[string]uint64, error) {
+	lines, err := linesOf(path, text, protocol)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +59,15 @@ func ReadPairs(ctx context.Context, path, protocol string, names ...string) (map
 //	Tcp: RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens
 //	Tcp: 1 200 120000 -1 3
 func ReadCounters(ctx context.Context, path, protocol string, names ...string) (map[string]uint64, error) {
-	lines, err := readLines(ctx, path, protocol, usualFile)
+	text, err := readFile(ctx, path, usualFile)
+	if err != nil {
+		return nil, err
+	}
+	return parseCounters(path, text, protocol, names)
+}
+
+func parseCounters(path string, text []byte, protocol string, names []string) (map[string]uint64, error) {
+	lines, err := linesOf(path, text, protocol)
 	if err != nil {
 		return nil, err
 	}
@@ -63,6 +79,45 @@ func ReadCounters(ctx context.Context, path, protocol string, names ...string) (
 		return nil, fmt.Errorf("%s: %d names and %d values of %s: %.200q", path, len(keys), len(values), protocol, lines)
 	}
 	return numbers(path, keys, values, names)
+}
+
+// parsePerCPU returns the sums of the counters of these names, of those that this kernel has, in a file with a line of
+// names and one of hexadecimal values for each processor (ct_cpu_seq_show in
+// net/netfilter/nf_conntrack_standalone.c). Entries are the namespace's in each of them:
+//
+//	entries  clashres found new invalid ignore delete
+//	0000000a  00000000 00000000 00000000 00000001 00000000 00000000
+func parsePerCPU(path string, text []byte, names []string) (map[string]uint64, error) {
+	var keys []string
+	sums := make(map[string]uint64, len(names))
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		switch {
+		case !strings.HasSuffix(line, "\n"):
+			return nil, fmt.Errorf("%s: the file ends within the line %.200q", path, line)
+		case keys == nil:
+			keys = fields
+			continue
+		case len(fields) != len(keys):
+			return nil, fmt.Errorf("%s: %d names and %d values: %.200q", path, len(keys), len(fields), line)
+		}
+		for i, key := range keys {
+			if !slices.Contains(names, key) || key == "entries" && rows > 0 {
+				continue
+			}
+			n, err := strconv.ParseUint(fields[i], 16, 64)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %s: %.200q is not a hexadecimal number", path, key, fields[i])
+			}
+			sums[key] += n
+		}
+		rows++
+	}
+	if rows == 0 {
+		return nil, fmt.Errorf("%s: no line of values in %.200q", path, text)
+	}
+	return sums, nil
 }
 
 // numbers returns the values of those keys that are among names. The others need not
@@ -122,13 +177,9 @@ func number(text string) (uint64, error) {
 	return n, nil
 }
 
-// readLines returns the lines of a file of about that size that belong to a protocol.
-// Other lines may be anything.
-func readLines(ctx context.Context, path, protocol string, size int) ([]string, error) {
-	text, err := readFile(ctx, path, size)
-	if err != nil {
-		return nil, err
-	}
+// linesOf returns the lines of a file that belong to a protocol. Other lines may be
+// anything.
+func linesOf(path string, text []byte, protocol string) ([]string, error) {
 	var lines []string
 	for line := range strings.Lines(string(text)) {
 		fields := strings.Fields(line)

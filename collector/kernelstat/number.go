@@ -20,12 +20,25 @@ type Number struct {
 // net/ipv4/proc.c).
 func Sockstat(name string) Number { return Number{file: "sockstat", protocol: "TCP", name: name} }
 
+// Sockstat6 names one in the line TCP6 of net/sockstat6 (sockstat6_seq_show in
+// net/ipv6/proc.c).
+func Sockstat6(name string) Number { return Number{file: "sockstat6", protocol: "TCP6", name: name} }
+
 // SNMP names a counter in the lines Tcp of net/snmp (snmp4_tcp_list in net/ipv4/proc.c).
 func SNMP(name string) Number { return Number{file: "snmp", protocol: "Tcp", name: name} }
 
 // Netstat names a counter in the lines TcpExt of net/netstat (snmp4_net_list in
 // net/ipv4/proc.c).
 func Netstat(name string) Number { return Number{file: "netstat", protocol: "TcpExt", name: name} }
+
+// Conntrack names a column of net/stat/nf_conntrack (ct_cpu_seq_show in
+// net/netfilter/nf_conntrack_standalone.c).
+func Conntrack(name string) Number {
+	return Number{file: conntrackFile, protocol: "conntrack", name: name}
+}
+
+// conntrackFile has a line for each processor, and so no protocols.
+const conntrackFile = "stat/nf_conntrack"
 
 // Sysctl names a sysctl of one number, such as net.core.somaxconn
 // (Documentation/admin-guide/sysctl).
@@ -39,6 +52,9 @@ func (n Number) String() string {
 	if n.isSysctl() {
 		return n.file
 	}
+	if n.file == conntrackFile {
+		return "net/" + n.file + " " + n.name
+	}
 	return "net/" + n.file + " " + n.protocol + " " + n.name
 }
 
@@ -48,6 +64,10 @@ func (n Number) isSysctl() bool { return n.protocol == "" }
 // among them, or "sysctls", which are those of net.
 func (n Number) Part() string {
 	switch {
+	case n.file == conntrackFile:
+		return "conntrack"
+	case n.file == "sockstat6":
+		return "sockstat"
 	case !n.isSysctl():
 		return n.file
 	case n.file == "fs.file-nr":
@@ -57,12 +77,13 @@ func (n Number) Part() string {
 }
 
 // OfNode reports whether the number is of the whole node, whichever namespace's file has
-// it. The kernel shows tcp_mem and tcp_max_orphans in its first network namespace only.
+// it. The kernel shows tcp_mem and tcp_max_orphans in its first network namespace only,
+// and lets no other one change nf_conntrack_max.
 func (n Number) OfNode() bool {
 	switch n.file {
 	case "sockstat":
 		return n.name == "orphan" || n.name == "mem"
-	case "net.ipv4.tcp_mem", "net.ipv4.tcp_max_orphans", "fs.file-nr":
+	case "net.ipv4.tcp_mem", "net.ipv4.tcp_max_orphans", "net.netfilter.nf_conntrack_max", "fs.file-nr":
 		return true
 	}
 	return false
@@ -111,11 +132,26 @@ func (f Numbers) read(ctx context.Context, root, dir string, numbers []Number) e
 	for i, n := range numbers {
 		names[i] = n.name
 	}
-	readLines := ReadCounters
-	if first.file == "sockstat" {
-		readLines = ReadPairs
+	path := filepath.Join(dir, first.file)
+	text, err := ReadFile(ctx, path)
+	if err != nil {
+		return err
 	}
-	values, err := readLines(ctx, filepath.Join(dir, first.file), first.protocol, names...)
+	return f.parse(path, text, numbers, names)
+}
+
+// parse adds the numbers of a file, which have these names there.
+func (f Numbers) parse(path string, text []byte, numbers []Number, names []string) error {
+	var values map[string]uint64
+	var err error
+	switch first := numbers[0]; first.file {
+	case "sockstat", "sockstat6":
+		values, err = parsePairs(path, text, first.protocol, names)
+	case conntrackFile:
+		values, err = parsePerCPU(path, text, names)
+	default:
+		values, err = parseCounters(path, text, first.protocol, names)
+	}
 	if err != nil {
 		return err
 	}

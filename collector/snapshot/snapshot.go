@@ -126,6 +126,8 @@ type States [tcptable.NumStates]uint64
 type Sockets struct {
 	// Source is what it was read from: "procfs" or "netlink".
 	Source string
+	// Read is when.
+	Read time.Time
 
 	// Connections counts all sockets, the listening ones as inbound.
 	Connections [NumFamilies][NumDirections]States

@@ -88,7 +88,7 @@ func wantOnlyFailed(t *testing.T, p page, parts ...string) {
 	for _, part := range parts {
 		failed[part] = true
 	}
-	for _, part := range []string{"sockets", "ports", "sockstat", "snmp", "netstat", "sysctls", "file-nr"} {
+	for _, part := range []string{"sockets", "ports", "sockstat", "snmp", "netstat", "conntrack", "sysctls", "file-nr"} {
 		want := 1.
 		if failed[part] {
 			want = 0
