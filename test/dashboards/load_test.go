@@ -30,9 +30,9 @@ func startLoad(t *testing.T) {
 		}
 	})
 	// On every local address and both families, so an IPv4 client of it is in /proc/net/tcp6.
-	clientClosesFirst := l.serve("[::]:8080", func(c net.Conn) { _, _ = io.Copy(io.Discard, c); c.Close() })
-	serverClosesFirst := l.serve("127.0.0.1:8081", func(c net.Conn) { c.Close() })
-	serverHoldsData := l.serve("127.0.0.1:8082", func(c net.Conn) {})
+	clientClosesFirst := netns.Handle(t, "[::]:8080", func(c net.Conn) { _, _ = io.Copy(io.Discard, c); c.Close() })
+	serverClosesFirst := netns.Handle(t, "127.0.0.1:8081", func(c net.Conn) { c.Close() })
+	serverHoldsData := netns.Handle(t, "127.0.0.1:8082", func(c net.Conn) {})
 	// Of a program that never calls accept() the queue holds backlog + 1 connections; of one that waits for a client's first bytes the
 	// kernel leaves connections in SYN_RECV, tcp(7).
 	stuck, patient := netip.MustParseAddrPort("127.0.0.1:8083"), netip.MustParseAddrPort("127.0.0.1:8084")
@@ -83,30 +83,6 @@ func startLoad(t *testing.T) {
 	for range 10 {
 		netns.NewSocket(t, unix.AF_INET).Start(t, stuck)
 	}
-}
-
-// serve accepts connections and hands each one to handle, and returns the port.
-func (l *load) serve(address string, handle func(net.Conn)) int {
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { listener.Close() })
-	go func() {
-		var kept []net.Conn // else the collector would close what nobody reads
-		for {
-			c, err := listener.Accept()
-			if err != nil {
-				for _, c := range kept {
-					c.Close()
-				}
-				return
-			}
-			kept = append(kept, c)
-			go handle(c)
-		}
-	}()
-	return listener.Addr().(*net.TCPAddr).Port
 }
 
 func (l *load) dial(from, to string) net.Conn {

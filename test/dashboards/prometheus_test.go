@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"go.yaml.in/yaml/v3"
 
 	"timewait_exporter/test/e2e/rules"
@@ -92,34 +93,17 @@ type answer struct {
 }
 
 type series struct {
-	Metric map[string]string `json:"metric"`
-	Value  sample            `json:"value"`
-	Values []sample          `json:"values"`
+	Metric map[string]string  `json:"metric"`
+	Value  model.SamplePair   `json:"value"`
+	Values []model.SamplePair `json:"values"`
 }
 
 // last is the newest value.
 func (s series) last() float64 {
 	if len(s.Values) > 0 {
-		return s.Values[len(s.Values)-1].value
+		return float64(s.Values[len(s.Values)-1].Value)
 	}
-	return s.Value.value
-}
-
-type sample struct{ value float64 }
-
-// UnmarshalJSON reads [1700000000.123,"0.5"].
-func (s *sample) UnmarshalJSON(raw []byte) error {
-	var pair [2]any
-	if err := json.Unmarshal(raw, &pair); err != nil {
-		return err
-	}
-	text, ok := pair[1].(string)
-	if !ok {
-		return fmt.Errorf("%q is not a sample", raw)
-	}
-	value, err := strconv.ParseFloat(text, 64)
-	s.value = value
-	return err
+	return float64(s.Value.Value)
 }
 
 // ask runs an expression now, or over the time up to now.

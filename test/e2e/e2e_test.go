@@ -54,7 +54,7 @@ func TestAlertsReachAHuman(t *testing.T) {
 // A client opens and closes a connection for each request, to one destination, until connect() fails.
 func clientWithoutAPool(t *testing.T, human *webhook) {
 	const backend = "127.0.0.9:8080"
-	serve(t, backend, waitForPeer)
+	netns.Handle(t, backend, waitForPeer)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	begin := time.Now()
@@ -108,7 +108,7 @@ type trouble struct {
 }
 
 func (tr trouble) run(t *testing.T, human *webhook) {
-	serve(t, tr.service, closeFirst)
+	netns.Handle(t, tr.service, closeFirst)
 	var conns []net.Conn
 	stop := func() {
 		for _, conn := range conns {

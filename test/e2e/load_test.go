@@ -2,34 +2,11 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
 	"net/netip"
-	"testing"
 	"time"
 )
-
-// serve accepts connections at an address until the test ends and hands each to handle in a goroutine of its own.
-func serve(t *testing.T, address string, handle func(net.Conn)) {
-	t.Helper()
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = listener.Close() })
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				go handle(conn)
-			}
-		}
-	}()
-}
 
 // waitForPeer lets the peer close first: the TIME_WAIT is the peer's.
 func waitForPeer(conn net.Conn) {

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
+
 	"timewait_exporter/test/program"
 )
 
@@ -63,7 +65,7 @@ func startPrometheus(b *testing.B, target string) prometheus {
 	if !*withRules {
 		rules = os.DevNull
 	}
-	address := freeAddress(b)
+	address := fmt.Sprint("127.0.0.1:", program.FreePort(b))
 	dir := b.TempDir()
 	config := fmt.Sprintf(`global:
   scrape_interval: 15s
@@ -87,14 +89,6 @@ scrape_configs:
 		"--web.listen-address="+address, "--web.enable-admin-api", "--log.level=warn"))
 	program.Get(b, p.url+"/-/ready")
 	return p
-}
-
-// freeAddress is one that nobody listens on.
-func freeAddress(b *testing.B) string {
-	b.Helper()
-	server := httptest.NewServer(nil)
-	defer server.Close()
-	return strings.TrimPrefix(server.URL, "http://")
 }
 
 // report asks Prometheus what it says of itself.
@@ -131,20 +125,14 @@ func (p prometheus) query(b *testing.B, expr string) float64 {
 	b.Helper()
 	var answer struct {
 		Data struct {
-			Result []struct {
-				Value [2]any `json:"value"`
-			} `json:"result"`
+			Result model.Vector `json:"result"`
 		} `json:"data"`
 	}
 	text := program.Get(b, p.url+"/api/v1/query?query="+url.QueryEscape(expr))
 	if err := json.Unmarshal([]byte(text), &answer); err != nil || len(answer.Data.Result) != 1 {
 		b.Fatalf("%s: want one value: %v\n%s", expr, err, text)
 	}
-	value, err := strconv.ParseFloat(fmt.Sprint(answer.Data.Result[0].Value[1]), 64)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return value
+	return float64(answer.Data.Result[0].Value)
 }
 
 // snapshot lets Prometheus write all it has as blocks, and returns the bytes of their chunks and indexes and what is in them.

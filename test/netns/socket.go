@@ -2,6 +2,7 @@ package netns
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -249,25 +250,24 @@ func (s Service) Join(t *testing.T, client Socket) (Pair, error) {
 // MustConnect opens n connections.
 func (s Service) MustConnect(t *testing.T, n int) []Pair {
 	t.Helper()
-	var pairs []Pair
-	for range n {
-		p, err := s.Connect(t)
-		if err != nil {
-			t.Fatalf("connect %s: %v", s.At, err)
-		}
-		pairs = append(pairs, p)
-	}
-	return pairs
+	return s.must(t, n, func(int) (Pair, error) { return s.Connect(t) })
 }
 
 // MustConnectFrom opens n connections from bound ports: port and those after it.
 func (s Service) MustConnectFrom(t *testing.T, ip netip.Addr, port uint16, n int) []Pair {
 	t.Helper()
-	var pairs []Pair
-	for i := range n {
+	return s.must(t, n, func(i int) (Pair, error) {
 		client := NewSocket(t, s.Family)
 		client.Bind(t, netip.AddrPortFrom(ip, port+uint16(i)))
-		p, err := s.Join(t, client)
+		return s.Join(t, client)
+	})
+}
+
+func (s Service) must(t *testing.T, n int, connect func(i int) (Pair, error)) []Pair {
+	t.Helper()
+	var pairs []Pair
+	for i := range n {
+		p, err := connect(i)
 		if err != nil {
 			t.Fatalf("connect %s: %v", s.At, err)
 		}
@@ -324,4 +324,33 @@ func (p Pair) CloseServerFirst(t *testing.T) {
 	p.Server.Close(t)
 	p.Client.AwaitEOF(t)
 	p.Client.Close(t)
+}
+
+// Handle accepts connections at an address until the test ends, hands each to handle in a
+// goroutine of its own, and returns the port. A connection that handle leaves open stays so
+// until then.
+func Handle(t *testing.T, address string, handle func(net.Conn)) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		var kept []net.Conn // else the garbage collector would close what nobody reads
+		for {
+			conn, err := listener.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				break
+			}
+			if err == nil {
+				kept = append(kept, conn)
+				go handle(conn)
+			}
+		}
+		for _, conn := range kept {
+			conn.Close()
+		}
+	}()
+	return listener.Addr().(*net.TCPAddr).Port
 }

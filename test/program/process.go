@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os/exec"
 	"regexp"
@@ -145,4 +146,15 @@ func Get(t testing.TB, url string) string {
 		t.Fatalf("%s: status %d\n%s", url, status, body)
 	}
 	return body
+}
+
+// FreePort returns a port of 127.0.0.1 that nobody has at the moment.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close() //nolint:errcheck // nobody came
+	return listener.Addr().(*net.TCPAddr).Port
 }

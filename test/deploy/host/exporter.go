@@ -1,6 +1,7 @@
 package host
 
 import (
+	"debug/elf"
 	"regexp"
 	"strings"
 	"testing"
@@ -45,6 +46,29 @@ func CheckRights(t testing.TB, status, user string) {
 	} {
 		if !regexp.MustCompile(`(?m)^` + want + `$`).MatchString(status) {
 			t.Errorf("not %s in\n%s", want, status)
+		}
+	}
+}
+
+// CheckProgram checks that a program is for the architecture, static and stripped.
+func CheckProgram(t testing.TB, path string, class elf.Class, machine elf.Machine) {
+	t.Helper()
+	f, err := elf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // it was read
+	if f.Class != class || f.Machine != machine {
+		t.Errorf("it is for %v %v", f.Class, f.Machine)
+	}
+	for _, segment := range f.Progs {
+		if segment.Type == elf.PT_INTERP || segment.Type == elf.PT_DYNAMIC {
+			t.Errorf("it is not static: it has a %v", segment.Type)
+		}
+	}
+	for _, section := range f.Sections {
+		if section.Type == elf.SHT_SYMTAB || strings.HasPrefix(section.Name, ".debug") || strings.HasPrefix(section.Name, ".zdebug") {
+			t.Errorf("it is not stripped: it has %s", section.Name)
 		}
 	}
 }

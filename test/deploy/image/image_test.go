@@ -160,17 +160,7 @@ func (p podman) checkFiles(t *testing.T, image string, machine elf.Machine) {
 		t.Errorf("files %q, want %q", files, want)
 	}
 
-	program, err := elf.Open(filepath.Join(root, "timewait_exporter"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer program.Close()
-	if program.Machine != machine {
-		t.Errorf("a program for %s, not %s", program.Machine, machine)
-	}
-	if slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		t.Error("the program is not static")
-	}
+	host.CheckProgram(t, filepath.Join(root, "timewait_exporter"), elf.ELFCLASS64, machine)
 }
 
 // checkRun runs an image with every right taken away, scrapes it and ends it.

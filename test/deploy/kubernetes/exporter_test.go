@@ -3,7 +3,6 @@ package kubernetes
 import (
 	"crypto/tls"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -40,7 +39,7 @@ func knownFlags(t testing.TB) map[string]bool {
 // ask.
 func TestRun(t *testing.T) {
 	t.Run("plain", func(t *testing.T) {
-		port := freePort(t)
+		port := program.FreePort(t)
 		c := install(t, fmt.Sprintf("port: %d\nlistenOnAllInterfaces: false\nextraArgs: [--collector.source=auto, --collector.remotes=10]", port))
 		_, container := c.pod(t)
 		start(t, container, "")
@@ -54,7 +53,7 @@ func TestRun(t *testing.T) {
 	})
 
 	t.Run("tls", func(t *testing.T) {
-		port := freePort(t)
+		port := program.FreePort(t)
 		c := install(t, fmt.Sprintf("port: %d\nlistenOnAllInterfaces: false\n%s", port, valueSets(t)["tls"].values))
 		pod, container := c.pod(t)
 		secrets, client := makeSecrets(t)
@@ -115,15 +114,4 @@ basic_auth_users:
 `},
 		"cert": {"tls.crt": certificate, "tls.key": key},
 	}, &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: trust}}}
-}
-
-// freePort returns a port of 127.0.0.1 that nobody has at the moment.
-func freePort(t *testing.T) int {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
 }

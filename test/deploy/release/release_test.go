@@ -148,7 +148,7 @@ func TestRelease(t *testing.T) {
 			unpacked := t.TempDir()
 			host.Run(t, unpacked, "tar", "-xf", filepath.Join(dist, files[0]), "--strip-components=1")
 			program := filepath.Join(unpacked, "timewait_exporter")
-			checkProgram(t, a, program)
+			host.CheckProgram(t, program, a.class, a.machine)
 
 			info, err := buildinfo.ReadFile(program)
 			if err != nil {
@@ -245,29 +245,6 @@ func (a architecture) command(program string) []string {
 		return []string{program}
 	}
 	return []string{a.qemu, program}
-}
-
-// checkProgram checks that the program is for the architecture, static and stripped.
-func checkProgram(t *testing.T, a architecture, program string) {
-	t.Helper()
-	f, err := elf.Open(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if f.Class != a.class || f.Machine != a.machine {
-		t.Errorf("it is for %v %v", f.Class, f.Machine)
-	}
-	for _, segment := range f.Progs {
-		if segment.Type == elf.PT_INTERP || segment.Type == elf.PT_DYNAMIC {
-			t.Errorf("it is not static: it has a %v", segment.Type)
-		}
-	}
-	for _, section := range f.Sections {
-		if section.Type == elf.SHT_SYMTAB || strings.HasPrefix(section.Name, ".debug") || strings.HasPrefix(section.Name, ".zdebug") {
-			t.Errorf("it is not stripped: it has %s", section.Name)
-		}
-	}
 }
 
 // address is one of the two of a row; queues have longer numbers after the colon.
