@@ -50,6 +50,25 @@ func (l *lines) take() string {
 	return l.text.String()
 }
 
+// want compares what was written since the last call: so many lines, of which each has
+// all words of one of these.
+func (l *lines) want(t testing.TB, wants ...string) {
+	t.Helper()
+	text := l.take()
+	got := strings.SplitAfter(text, "\n")
+	if len(got)-1 != len(wants) {
+		t.Errorf("logged %d lines, want %d: %s", len(got)-1, len(wants), text)
+		return
+	}
+	for i, want := range wants {
+		for word := range strings.FieldsSeq(want) {
+			if !strings.Contains(got[i], word) {
+				t.Errorf("line %d lacks %s: %s", i+1, word, got[i])
+			}
+		}
+	}
+}
+
 func newLogged(t testing.TB, cfg Config) (*Collector, *lines) {
 	t.Helper()
 	out := new(lines)
@@ -69,15 +88,10 @@ func TestCollectParts(t *testing.T) {
 		root := writeProc(t)
 		c, out := newLogged(t, fixture(t, root))
 		wantParts(t, gather(t, c.WithContext(t.Context())), "")
-		if text := out.take(); text != "" {
-			t.Errorf("logged without an error: %s", text)
-		}
+		out.want(t)
 		writeFile(t, filepath.Join(root, file), text)
 		wantParts(t, gather(t, c.WithContext(t.Context())), part)
-		logged := out.take()
-		if strings.Count(logged, "\n") != 1 || !strings.Contains(logged, filepath.Base(file)) || !strings.Contains(logged, "collector="+part) || !strings.Contains(logged, "level=error") {
-			t.Errorf("logged: %s", logged)
-		}
+		out.want(t, "level=error collector="+part+" "+filepath.Base(file))
 	}
 	f("ports", "sys/net/ipv4/ip_local_port_range", "40009\t40000\n")
 	f("ports", "sys/net/ipv4/ip_local_reserved_ports", "x\n")
@@ -103,7 +117,7 @@ func TestCollectParts(t *testing.T) {
 func TestCollectRows(t *testing.T) {
 	root := writeProc(t)
 	c, out := newLogged(t, fixture(t, root))
-	f := func(success, rows, malformed float64, tcp, logged string) {
+	f := func(success, rows, malformed float64, tcp string, logged ...string) {
 		t.Helper()
 		writeFile(t, filepath.Join(root, "net/tcp"), tcp)
 		p := gather(t, c.WithContext(t.Context()))
@@ -112,16 +126,14 @@ func TestCollectRows(t *testing.T) {
 		p.want(t, malformed, "timewait_exporter_malformed_rows_total", "table", "tcp")
 		p.want(t, 0, "timewait_exporter_rows_total", "table", "tcp6")
 		p.want(t, 0, "timewait_exporter_malformed_rows_total", "table", "tcp6")
-		if text := out.take(); !strings.Contains(text, logged) || logged == "" && text != "" {
-			t.Errorf("logged %q, want %q", text, logged)
-		}
+		out.want(t, logged...)
 	}
-	f(1, 1, 0, tableHeader+oneListener, "")
-	f(1, 3, 0, tableHeader+oneListener+oneListener, "")
+	f(1, 1, 0, tableHeader+oneListener)
+	f(1, 3, 0, tableHeader+oneListener+oneListener)
 	f(0, 4, 1, tableHeader+oneListener+"garbage\n", "level=error")
 	f(0, 5, 2, tableHeader+oneListener+oneListener[:50], "level=error")
 	f(0, 6, 3, tableHeader+oneListener+oneListener[:len(oneListener)-1], "level=error")
-	f(1, 7, 3, tableHeader+oneListener, "")
+	f(1, 7, 3, tableHeader+oneListener)
 }
 
 // TestCollectOtherSysctls shows no sysctl of another namespace, and all else of the one
@@ -162,9 +174,7 @@ func TestCollectNoSysctls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if line := logged.take(); !strings.Contains(line, "no net sysctls") || !strings.Contains(line, filepath.Join(cfg.ProcRoot, "sys/net")) {
-		t.Errorf("logged %q", line)
-	}
+	logged.want(t, "level=info", "level=info", "level=warn no net sysctls "+filepath.Join(cfg.ProcRoot, "sys/net"))
 	p := gather(t, c.WithContext(t.Context()))
 	p.want(t, 1, "timewait_exporter_netns_info", "sysctls", "none")
 	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")

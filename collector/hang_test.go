@@ -107,17 +107,12 @@ func TestHang(t *testing.T) {
 				} else {
 					wantParts(t, p, part)
 				}
-				logged := out.take()
-				if strings.Count(logged, "\n") != 1 || !strings.Contains(logged, path) || !strings.Contains(logged, "level=error") || !strings.Contains(logged, "deadline exceeded") {
-					t.Errorf("logged: %s", logged)
-				}
+				out.want(t, "level=error deadline exceeded "+path)
 			}
 			os.Remove(path)
 			writeFile(t, path, string(text))
 			wantParts(t, scrapeWithin(t, c, time.Second), "")
-			if logged := out.take(); logged != "" {
-				t.Errorf("logged: %s", logged)
-			}
+			out.want(t)
 		})
 	}
 	f("sockets", "net/tcp")
@@ -146,18 +141,14 @@ func TestHangUninterrupted(t *testing.T) {
 			defer close(release)
 			part.read = func(context.Context) (kernelstat.Numbers, error) { <-release; return nil, nil }
 			wantParts(t, scrapeWithin(t, c, 10*time.Second), name)
-			if logged := out.take(); !strings.Contains(logged, "given up after 2.1s") || strings.Count(logged, "\n") != 1 {
-				t.Errorf("logged: %s", logged)
-			}
+			out.want(t, "given up after 2.1s")
 			// It is too early for another try, so this scrape has not to wait.
 			start := time.Now()
 			wantParts(t, scrapeWithin(t, c, 10*time.Second), name)
 			if took := time.Since(start); took != 0 {
 				t.Errorf("the scrape took %v", took)
 			}
-			if logged := out.take(); !strings.Contains(logged, "1 reads that began earlier have not returned") || strings.Count(logged, "\n") != 1 {
-				t.Errorf("logged: %s", logged)
-			}
+			out.want(t, "1 reads that began earlier have not returned")
 			part.read = read
 			time.Sleep(2 * time.Second)
 			for range 2 {
@@ -178,9 +169,7 @@ func TestHangTable(t *testing.T) {
 			procfs.yieldSockets(yield)
 		})
 		wantParts(t, scrapeWithin(t, c, time.Second), "sockets")
-		if logged := out.take(); !strings.Contains(logged, "given up after 975ms") || strings.Count(logged, "\n") != 1 {
-			t.Errorf("logged: %s", logged)
-		}
+		out.want(t, "given up after 975ms")
 		time.Sleep(3 * time.Second) // the pause
 		c.table.walkers.put(&walker{tally: tally.New(32, 128), procfs: procfs})
 		p := scrapeWithin(t, c, time.Second)
@@ -229,16 +218,14 @@ func TestHangCanceled(t *testing.T) {
 	ctx, cancel := context.WithCancel(deadline)
 	time.AfterFunc(50*time.Millisecond, cancel)
 	gather(t, c.WithContext(ctx)).want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
-	if logged := out.take(); logged != "" {
-		t.Errorf("logged: %s", logged)
-	}
+	out.want(t)
 }
 
 // TestOneReading has a scrape that joins another: both have the same parts, whatever
 // has become of the files meanwhile.
 func TestOneReading(t *testing.T) {
 	const ports = "sys/net/ipv4/ip_local_port_range"
-	f := func(before, after, failed string) {
+	f := func(before, after, failed string, logged ...string) {
 		t.Helper()
 		root := writeProc(t)
 		c, out := newLogged(t, fixture(t, root))
@@ -263,12 +250,10 @@ func TestOneReading(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
 		}
-		if logged := out.take(); strings.Count(logged, "\n") != map[bool]int{true: 1}[failed != ""] {
-			t.Errorf("logged: %s", logged)
-		}
+		out.want(t, logged...)
 	}
 	f("40000\t40009\n", "broken\n", "")
-	f("broken\n", "40000\t40009\n", "ports")
+	f("broken\n", "40000\t40009\n", "ports", "collector=ports broken")
 }
 
 // TestReadingDeadlines has a scrape that can wait share what one began that can't,

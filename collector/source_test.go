@@ -88,19 +88,7 @@ func wantSource(t *testing.T, c *Collector, out *lines, source string, logged ..
 		p.want(t, 1, "timewait_exporter_source_info")
 		p.want(t, connections[source], "tcp_connections")
 	}
-	text := out.take()
-	got := strings.SplitAfter(text, "\n")
-	if len(got)-1 != len(logged) {
-		t.Errorf("logged %d lines, want %d: %s", len(got)-1, len(logged), text)
-		return
-	}
-	for i, want := range logged {
-		for part := range strings.FieldsSeq(want) {
-			if !strings.Contains(got[i], part) {
-				t.Errorf("line %d lacks %s: %s", i+1, part, got[i])
-			}
-		}
-	}
+	out.want(t, logged...)
 }
 
 var errOverrun = errors.New("sock_diag: overrun")
@@ -233,9 +221,7 @@ func TestNewNetlink(t *testing.T) {
 		if !c.hasDiag {
 			continue // SourceNetlink says why
 		}
-		if text := out.take(); !strings.Contains(text, "source=netlink wanted="+source) {
-			t.Errorf("logged: %s", text)
-		}
+		out.want(t, "source=netlink wanted="+source)
 		p := gather(t, c.WithContext(t.Context()))
 		p.want(t, 1, "timewait_exporter_source_info", "source", SourceNetlink)
 		p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
