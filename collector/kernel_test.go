@@ -89,7 +89,7 @@ func TestKernelFiles(t *testing.T) {
 	for _, name := range []string{
 		"net/sockstat", "net/snmp", "net/stat/nf_conntrack", "sys/net/netfilter/nf_conntrack_max", "net/netstat", "sys/fs/file-nr", "sys/net/core/somaxconn",
 		"sys/net/ipv4/tcp_max_tw_buckets", "sys/net/ipv4/tcp_tw_reuse", "sys/net/ipv4/tcp_tw_recycle", "sys/net/ipv4/tcp_fin_timeout",
-		"sys/net/ipv4/tcp_max_syn_backlog", "sys/net/ipv4/tcp_max_orphans", "sys/net/ipv4/tcp_mem",
+		"sys/net/ipv4/tcp_max_syn_backlog", "sys/net/ipv4/tcp_syncookies", "sys/net/ipv4/tcp_max_orphans", "sys/net/ipv4/tcp_mem",
 	} {
 		f(name, text(""))
 		f(name, text("lots\n"), `"lots`)
@@ -112,6 +112,46 @@ func TestKernelSysctls(t *testing.T) {
 			t.Errorf("%v, which should say %s", failed, part)
 		}
 	}
+}
+
+// TestPrivilegedPorts has bounds of its own, the usual ones where there is no sunrpc, and none
+// where a bound can't be read: then nothing else is missing.
+func TestPrivilegedPorts(t *testing.T) {
+	root := writeProc(t)
+	f := func(file, text string, want float64) {
+		t.Helper()
+		path := filepath.Join(root, "sys/sunrpc", file)
+		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		if text != "" {
+			writeFile(t, path, text)
+		}
+		p := scrapeOf(t, fixture(t, root))
+		if want < 0 {
+			p.wantNone(t, "tcp_privileged_port_utilisation_ratio")
+			p.want(t, 0, "timewait_exporter_collector_success", "collector", "sysctls")
+		} else {
+			p.want(t, want, "tcp_privileged_port_utilisation_ratio")
+			p.want(t, 1, "timewait_exporter_collector_success", "collector", "sysctls")
+		}
+		p.want(t, 1, "timewait_exporter_collector_success", "collector", "ports")
+		p.want(t, 2, "tcp_syn_cookies_mode")
+	}
+	header := "  sl  local_address " + strings.Repeat(" ", 129) + "\n"
+	var rows strings.Builder
+	for i, port := range []int{599, 600, 665, 665, 1000, 1023, 1024} {
+		fmt.Fprintf(&rows, "%4d: 0100007F:%04X 0%d00007F:0801 01 00000000:00000000 00:00000000 00000000     0        0 1 1 0 20 4 30 10 -1\n", i, port, i+1)
+	}
+	writeFile(t, filepath.Join(root, "net/tcp"), header+rows.String())
+	f("min_resvport", "600\n", 3./401)
+	f("max_resvport", "", 4./424) // 1023
+	f("min_resvport", "", 3./359)
+	f("min_resvport", "x\n", -1)
+	f("min_resvport", "1023\n", 1)
+	f("min_resvport", "1024\n", 1) // there is none
+	f("max_resvport", "65535\n", 1./64512)
+	f("max_resvport", "-1\n", -1)
 }
 
 // withoutCapabilities calls f on a thread that has none, so that file modes are

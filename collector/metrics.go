@@ -128,6 +128,9 @@ var (
 	localUtilisation = newMetric("tcp_local_port_utilisation_ratio", "gauge", fromPool,
 		"Share of the pool that bind() with port 0 on this local IP can't use.",
 		"netns", "local_ip")
+	privilegedUtilisation = newMetric("tcp_privileged_port_utilisation_ratio", "gauge", fromTable+", sunrpc.min_resvport, max_resvport",
+		"Share of the ports 665 to 1023, or what sunrpc.min_resvport and max_resvport say, that any socket holds on any local IP: the kernel's NFS client takes its source ports from these, and bindresvport() and rresvport() most of theirs. At 1 a mount fails.",
+		"netns")
 	listenerConnections = newMetric("tcp_listener_connections", "gauge", fromTable,
 		"Inbound connections of the local ports that have most of them, and of all others as local_port=\"other\". Only syn_recv and what is not zero.",
 		"netns", "local_port", "state")
@@ -287,12 +290,19 @@ var kernelMetrics = []*Metric{
 		"File handles the node allows."),
 }
 
+// The source ports of the kernel's NFS client (RPC_DEF_MIN_RESVPORT and
+// RPC_DEF_MAX_RESVPORT in include/linux/sunrpc/xprtsock.h).
+var (
+	privilegedLow  = kernelstat.SysctlOr("sunrpc.min_resvport", 665)
+	privilegedHigh = kernelstat.SysctlOr("sunrpc.max_resvport", 1023)
+)
+
 // Metrics returns all metrics of this package, in the order of the documentation.
 func Metrics() []*Metric {
 	return slices.Concat([]*Metric{
 		connections, remoteConnections, remoteIPs, remoteTopShare,
 		ephemeralPorts, ephemeralPortsUsed, ephemeralLow, ephemeralHigh, ephemeralUtilisation,
-		destinationPortsUsed, destinationUtilisation, destinationUnanswered, destinations, localPortsUsed, localUtilisation,
+		destinationPortsUsed, destinationUtilisation, destinationUnanswered, destinations, localPortsUsed, localUtilisation, privilegedUtilisation,
 		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted, listenerSynQueueFill,
 		queueBytes, unansweredConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
 		socketsInUse, upperBound,

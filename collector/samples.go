@@ -35,7 +35,7 @@ func samplesOf(ns *snapshot.Namespace, node *snapshot.Node) []prometheus.Metric 
 	out.addKernel(ns, node)
 	out.addInUse(ns)
 	if ns.Sockets != nil {
-		out.addSockets(ns)
+		out.addSockets(ns, node)
 	}
 	for of := range tcptable.NumTables {
 		out.add(rowsRead, float64(ns.Rows[of]), of.String())
@@ -89,7 +89,7 @@ func (s *samples) addInUse(ns *snapshot.Namespace) {
 	}
 }
 
-func (s *samples) addSockets(ns *snapshot.Namespace) {
+func (s *samples) addSockets(ns *snapshot.Namespace, node *snapshot.Node) {
 	sockets := ns.Sockets
 	s.add(sourceInfo, 1, sockets.Source)
 	s.add(tableRead, float64(sockets.Read.UnixMilli())/1000)
@@ -119,6 +119,10 @@ func (s *samples) addSockets(ns *snapshot.Namespace) {
 	s.add(undercountMax, float64(sockets.Undercount.Destination), "destination")
 	if sockets.Ports != nil && ns.Pool != nil {
 		s.addPorts(ns)
+		low, hasLow := node.Kernel[privilegedLow]
+		if high, hasHigh := node.Kernel[privilegedHigh]; hasLow && hasHigh {
+			s.add(privilegedUtilisation, sockets.HeldPorts.Used(low, high))
+		}
 		s.add(undercountMax, float64(sockets.Undercount.LocalIP), "local_ip")
 	}
 }

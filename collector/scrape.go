@@ -151,9 +151,9 @@ type kernelPart struct {
 	hung hung
 }
 
-// kernelParts are those that have the numbers of kernelMetrics.
+// kernelParts are those that have the numbers of kernelMetrics, and what other metrics are made of.
 func kernelParts(cfg Config) []*kernelPart {
-	of := map[string][]kernelstat.Number{"sockstat": {inUse4, inUse6}}
+	of := map[string][]kernelstat.Number{"sockstat": {inUse4, inUse6}, "sysctls": {privilegedLow, privilegedHigh}}
 	for _, m := range kernelMetrics {
 		for _, n := range m.numbers {
 			of[n.Part()] = append(of[n.Part()], n)

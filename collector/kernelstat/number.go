@@ -14,6 +14,7 @@ type Number struct {
 	name     string // in that line; of sysctls ""
 	place    int    // of a sysctl with several numbers
 	of       int    // how many a sysctl has
+	absent   uint64 // what it is where there is no such sysctl; 0 if nothing
 }
 
 // Sockstat names one in the line TCP of net/sockstat (sockstat_seq_show in
@@ -44,6 +45,12 @@ const conntrackFile = "stat/nf_conntrack"
 // (Documentation/admin-guide/sysctl).
 func Sysctl(name string) Number { return Number{file: name, of: 1} }
 
+// SysctlOr names a sysctl of one number, of a module that may not be there: until it is,
+// the number is the default.
+func SysctlOr(name string, byDefault uint64) Number {
+	return Number{file: name, of: 1, absent: byDefault}
+}
+
 // SysctlPlace names the number at a place, from 0, of a sysctl that has so many.
 func SysctlPlace(name string, place, of int) Number { return Number{file: name, place: place, of: of} }
 
@@ -61,7 +68,7 @@ func (n Number) String() string {
 func (n Number) isSysctl() bool { return n.protocol == "" }
 
 // Part returns what the number is read with, which fails by itself: a file, "file-nr"
-// among them, or "sysctls", which are those of net.
+// among them, or "sysctls", which are those of net and sunrpc.
 func (n Number) Part() string {
 	switch {
 	case n.file == conntrackFile:
@@ -83,7 +90,7 @@ func (n Number) OfNode() bool {
 	switch n.file {
 	case "sockstat":
 		return n.name == "orphan" || n.name == "mem"
-	case "net.ipv4.tcp_mem", "net.ipv4.tcp_max_orphans", "net.netfilter.nf_conntrack_max", "fs.file-nr":
+	case "net.ipv4.tcp_mem", "net.ipv4.tcp_max_orphans", "net.netfilter.nf_conntrack_max", "fs.file-nr", "sunrpc.min_resvport", "sunrpc.max_resvport":
 		return true
 	}
 	return false
@@ -108,7 +115,12 @@ func Read(ctx context.Context, root, dir string, numbers []Number) (Numbers, err
 		if n != of[0] {
 			continue // read with the first of its file
 		}
-		if err := found.read(ctx, root, dir, of); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		switch err := found.read(ctx, root, dir, of); {
+		case errors.Is(err, fs.ErrNotExist):
+			if n.absent != 0 {
+				found[n] = n.absent
+			}
+		case err != nil:
 			errs = append(errs, err)
 		}
 	}

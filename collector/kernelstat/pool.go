@@ -38,6 +38,21 @@ func (s *PortSet) Len() int {
 	return n
 }
 
+// Used returns the share, from 0 to 1, of the ports from low to high that are in the set.
+// Of no ports at all it is 1: there is none to be had.
+func (s *PortSet) Used(low, high uint64) float64 {
+	n := 0
+	for port := low; port <= min(high, math.MaxUint16); port++ {
+		if s.Has(uint16(port)) {
+			n++
+		}
+	}
+	if low > high {
+		return 1
+	}
+	return float64(n) / float64(high-low+1)
+}
+
 // Pool is the ephemeral pool of a network namespace: the ports that connect(2)
 // and bind(2) choose from, how long a connection in TIME_WAIT holds one, and the
 // rules by which connect takes it over. It does not change once it is read.

@@ -159,6 +159,8 @@ type Sockets struct {
 	// Destinations are how many there are: local IP, remote IP and remote port of
 	// outbound connections.
 	Destinations uint64
+	// HeldPorts are the local ports that any socket has, on any address.
+	HeldPorts kernelstat.PortSet
 	// Ports are those of the ephemeral pool; nil where the pool is not known.
 	Ports *Ports
 

@@ -40,6 +40,7 @@ type Tally struct {
 	queues        *acceptQueues
 	halfOpen      map[synQueue]uint64 // connections
 
+	held      kernelstat.PortSet // by any row
 	heldPorts kernelstat.PortSet // of the pool, held whatever the destination: by LISTEN and Bound rows
 	locals    localPorts
 }
@@ -145,6 +146,7 @@ func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
 // finish after the last.
 func (t *Tally) add(s *tcptable.Socket) {
 	t.rows[s.Table]++
+	t.held.Add(s.Local.Port)
 	family := familyOf(s.Local.Addr)
 	if s.Kind == tcptable.Bound {
 		t.holdForAll(s)

@@ -32,6 +32,7 @@ func (t *Tally) Snapshot(n Limits) *snapshot.Sockets {
 		Unanswered:     t.unanswered,
 		TimeWait:       t.buckets(),
 		Destinations:   t.destinations.distinct(),
+		HeldPorts:      t.held,
 		Undercount: snapshot.Undercount{
 			Remote:      uint64(max(t.remotes[snapshot.Inbound].shortfall, t.remotes[snapshot.Outbound].shortfall)),
 			Destination: uint64(max(t.destinations.shortfall, t.devices.counts.shortfall)),

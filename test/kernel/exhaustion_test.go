@@ -585,3 +585,45 @@ func TestTimeWaitReuse(t *testing.T) {
 		})
 	})
 }
+
+// TestPrivilegedPorts mounts as NFS does, until there is no port: the ratio is 1 then, and
+// only then, while the ephemeral pool is untouched.
+func TestPrivilegedPorts(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
+		const low, high = 665, 1023
+		server := netns.Serve(t, loopback4, 2049)
+		netns.Listen(t, netip.MustParseAddrPort("127.0.0.77:993"), 1)
+		netns.Listen(t, netip.MustParseAddrPort("127.0.0.1:664"), 1)
+		mount := func() (err error) {
+			client := netns.NewSocket(t, unix.AF_INET)
+			for port := uint16(high); port >= low; port-- {
+				if err = client.TryBind(netip.AddrPortFrom(netip.IPv4Unspecified(), port)); err == nil {
+					pair, err := server.Join(t, client)
+					if err == nil {
+						pair.CloseClientFirst(t)
+					}
+					return err
+				}
+			}
+			client.Close(t)
+			return err
+		}
+		es := startExporters(t)
+		for held := 1; ; held++ {
+			const ports = high - low + 1
+			if held%60 == 0 || held > ports-3 {
+				for _, p := range es.scrape(t) {
+					p.want(t, float64(held)/ports, "tcp_privileged_port_utilisation_ratio")
+					p.want(t, 0, "tcp_ephemeral_port_utilisation_ratio") // whatever the pool
+				}
+			}
+			err := mount()
+			if (held == ports) != errors.Is(err, unix.EADDRINUSE) || held != ports && err != nil {
+				t.Fatalf("with %d of %d ports held: %v", held, ports, err)
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+}
