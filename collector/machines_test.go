@@ -252,9 +252,10 @@ func TestMachines(t *testing.T) {
 // TestSumRule holds the remotes and listeners that are named, and the rest, to
 // the totals, however many are named and however they are folded and grouped.
 func TestSumRule(t *testing.T) {
-	f := func(cfg Config) {
+	f := func(cfg Config, unaccepted float64) {
 		t.Helper()
 		p := scrapeOf(t, cfg)
+		p.want(t, unaccepted, "tcp_listener_unaccepted_connections")
 		for d := range snapshot.NumDirections {
 			direction := d.String()
 			for s := range d.States() {
@@ -282,15 +283,16 @@ func TestSumRule(t *testing.T) {
 	}
 	for _, name := range machines(t) {
 		cfg := machine(t, name)
+		unaccepted := scrapeOf(t, cfg).sum("tcp_listener_unaccepted_connections")
 		for _, n := range []int{0, 1, 2, 3, 7, 10_000} {
 			cfg.Remotes, cfg.Listeners = n, n
 			for _, prefixes := range [][2]int{{32, 128}, {24, 64}, {31, 127}, {8, 0}, {0, 0}, {32, 48}, {16, 128}} {
 				cfg.RemotePrefixIPv4, cfg.RemotePrefixIPv6 = prefixes[0], prefixes[1]
 				cfg.RemoteGroups = nil
-				f(cfg)
+				f(cfg, unaccepted)
 				cfg.RemoteGroups = []tally.Group{{Name: "private", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fc00::/7")}},
 					{Name: "loopback", Prefixes: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/9"), netip.MustParsePrefix("::1/128")}}}
-				f(cfg)
+				f(cfg, unaccepted)
 			}
 		}
 	}

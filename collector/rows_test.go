@@ -33,8 +33,12 @@ func tallyPage(t testing.TB, counted *tally.Tally, p *kernelstat.Pool, n tally.L
 	if err := counted.Count(yielded(sockets), p, l); err != nil {
 		t.Fatal(err)
 	}
-	ns := &snapshot.Namespace{Name: "test", Pool: p, Sockets: counted.Snapshot(n)}
-	return gather(t, constant(samplesOf(ns, new(snapshot.Node))))
+	return snapshotPage(t, p, counted.Snapshot(n))
+}
+
+func snapshotPage(t testing.TB, p *kernelstat.Pool, s *snapshot.Sockets) page {
+	t.Helper()
+	return gather(t, constant(samplesOf(&snapshot.Namespace{Name: "test", Pool: p, Sockets: s}, new(snapshot.Node))))
 }
 
 // yielded is a walk that goes well.
@@ -219,22 +223,6 @@ func TestUnpooledFlood(t *testing.T) {
 	p.wantNone(t, "tcp_remote_connections", "remote_ip", "other")
 }
 
-// TestFamily goes by the addresses, not by the table.
-func TestFamily(t *testing.T) {
-	f := func(want, row string) {
-		t.Helper()
-		p := tallied(t, nil, everything, socket(row))
-		p.want(t, 1, "tcp_connections")
-		p.want(t, 1, "tcp_connections", "family", want)
-	}
-	f("ipv4", "tcp established 10.0.0.1:80 10.0.0.2:5555")
-	f("ipv4", "tcp6 established 10.0.0.1:80 10.0.0.2:5555")
-	f("ipv6", "tcp6 established [::1]:80 [::1]:5555")
-	f("ipv4", "tcp listen 0.0.0.0:80 0.0.0.0:0")
-	f("ipv6", "tcp6 listen [::]:80 [::]:0")
-	f("ipv6", "tcp6 established [::10.0.0.1]:80 [::10.0.0.2]:5555")
-}
-
 // TestRemotePrefix folds remotes into blocks.
 func TestRemotePrefix(t *testing.T) {
 	rows := sockets(
@@ -364,62 +352,87 @@ func TestRemotesTop(t *testing.T) {
 	f(50, "10.0.0.2=7", "10.0.0.3=6", "10.0.0.4=5", "10.0.0.5=3", "10.0.0.6=3")
 }
 
-// TestConnectRatio has what keeps connect(2) from a port of the pool, each port
-// counted once.
-func TestConnectRatio(t *testing.T) {
-	pool := portsOf(t, 40000, 40009, "")
-	f := func(want float64, rows ...string) {
+// TestPortRatios has what keeps connect(2) from ports of the pool, bind(2) with port 0 on a
+// local IP, and bind(2) with port 0 on all: of ten, each once.
+func TestPortRatios(t *testing.T) {
+	pool := portsOf(t, 40000, 40011, "40010-40011")
+	check := func(connect, bind, used int, rows ...tcptable.Socket) {
 		t.Helper()
-		p := tallied(t, pool, everything, sockets(rows...)...)
-		p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
-		// Naming none must not hide the worst.
-		q := tallied(t, pool, tally.Limits{}, sockets(rows...)...)
-		q.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
-		q.wantNone(t, "tcp_destination_ports_used")
-		q.wantNone(t, "tcp_destination_port_utilisation_ratio")
-		p.wantWorst(t, want, "tcp_destination_port_utilisation_ratio")
+		for _, limits := range []tally.Limits{everything, {Locals: 1}} { // naming none must not hide the worst
+			p := tallied(t, pool, limits, rows...)
+			p.want(t, float64(connect)/10, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+			p.want(t, float64(bind)/10, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
+			p.want(t, float64(used)/10, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind_any")
+			p.want(t, float64(used), "tcp_ephemeral_ports_used")
+			p.wantWorst(t, float64(connect)/10, "tcp_destination_port_utilisation_ratio")
+			p.wantWorst(t, float64(bind)/10, "tcp_local_port_utilisation_ratio")
+			if limits.Destinations == 0 {
+				p.wantNone(t, "tcp_destination_ports_used")
+				p.wantNone(t, "tcp_destination_port_utilisation_ratio")
+			}
+		}
 	}
-	f(0)
-	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80")
-	f(0.1, "tcp established 10.0.0.1:40009 10.0.0.2:80")
+	f := func(connect, bind, used int, rows ...string) {
+		t.Helper()
+		check(connect, bind, used, sockets(rows...)...)
+	}
+	const one, six = "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp6 established [2001:db8::1]:40000 [2001:db8::2]:80"
+	f(0, 0, 0)
+	f(1, 1, 1, one)
+	f(1, 1, 1, "tcp established 10.0.0.1:40009 10.0.0.2:80")
 	// In every state.
 	for s := range snapshot.Outbound.States() {
-		f(0.1, "tcp "+s.String()+" 10.0.0.1:40000 10.0.0.2:80")
+		f(1, 1, 1, "tcp "+s.String()+" 10.0.0.1:40000 10.0.0.2:80")
 	}
-	// Not toward another IP, another port or from another IP.
-	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.3:80")
-	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.2:81")
-	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.9:40001 10.0.0.2:80")
-	f(0.2, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.2:80")
+	// For connect(2) not toward another IP, another port or from another IP.
+	f(2, 2, 2, one, "tcp established 10.0.0.1:40001 10.0.0.2:80")
+	f(1, 2, 2, one, "tcp established 10.0.0.1:40001 10.0.0.3:80")
+	f(1, 2, 2, one, "tcp established 10.0.0.1:40001 10.0.0.2:81")
+	// For bind(2) whatever the destination; each local IP has ports of its own.
+	f(1, 1, 1, one, "tcp time_wait 10.0.0.1:40000 10.0.0.3:81")
+	f(1, 1, 2, one, "tcp established 10.0.0.9:40001 10.0.0.2:80")
+	f(1, 1, 1, one, "tcp established 10.0.0.9:40000 10.0.0.2:80")
+	f(1, 1, 1, one, six)
+	f(1, 1, 2, one, "tcp6 established [2001:db8::1]:40001 [2001:db8::2]:80")
 	// IPv4 has one tuple space, whichever table lists it.
-	f(0.2, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp6 established 10.0.0.1:40001 10.0.0.2:80")
-	// Ports that are not in the pool.
-	f(0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:39999 10.0.0.2:80", "tcp established 10.0.0.1:40010 10.0.0.2:80")
-	f(0, "tcp established 10.0.0.1:39999 10.0.0.2:80")
+	f(2, 2, 2, one, "tcp6 established 10.0.0.1:40001 10.0.0.2:80")
+	// Ports that are not in the pool: beside it, or reserved.
+	f(1, 1, 1, one, "tcp established 10.0.0.1:39999 10.0.0.2:80", "tcp established 10.0.0.1:40012 10.0.0.2:80")
+	f(0, 0, 0, "tcp established 10.0.0.1:39999 10.0.0.2:80", "tcp established 10.0.0.1:40010 10.0.0.2:80", "tcp listen 0.0.0.0:40011 0.0.0.0:0")
 	// A listener costs its port toward all, any IP, any family; twice the same once.
-	f(0.1, "tcp listen 0.0.0.0:40005 0.0.0.0:0")
-	f(0.1, "tcp listen 10.0.0.77:40005 0.0.0.0:0", "tcp6 listen [::1]:40005 [::]:0")
-	f(0.2, "tcp6 listen [::]:40005 [::]:0", "tcp established 10.0.0.1:40000 10.0.0.2:80")
-	f(0.1, "tcp6 listen [::]:40005 [::]:0", "tcp established 10.0.0.1:40005 10.0.0.2:80")
-	f(0.2, "tcp6 listen [::]:40005 [::]:0", "tcp established 10.0.0.1:40005 10.0.0.2:80", "tcp established 10.0.0.1:40006 10.0.0.2:80")
-	f(0, "tcp listen 0.0.0.0:80 0.0.0.0:0")
+	f(1, 1, 1, "tcp listen 127.0.0.1:40001 0.0.0.0:0")
+	f(1, 1, 1, "tcp listen 0.0.0.0:40005 0.0.0.0:0")
+	f(1, 1, 1, "tcp listen 10.0.0.77:40005 0.0.0.0:0", "tcp6 listen [::1]:40005 [::]:0")
+	f(2, 2, 2, "tcp6 listen [::]:40005 [::]:0", one)
+	f(1, 1, 1, "tcp6 listen [::]:40000 [::]:0", one)
+	f(2, 2, 2, "tcp6 listen [::]:40000 [::]:0", one, "tcp established 10.0.0.1:40006 10.0.0.2:80")
+	f(0, 0, 0, "tcp listen 0.0.0.0:80 0.0.0.0:0")
+	// On all addresses it takes the port on each, but that of IPv4 none of an IPv6 address.
+	f(2, 2, 2, "tcp listen 0.0.0.0:40001 0.0.0.0:0", one)
+	f(1, 1, 1, "tcp listen 0.0.0.0:40000 0.0.0.0:0", one)
+	f(2, 2, 2, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp6 listen [::]:40002 [::]:0")
+	f(3, 3, 3, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp6 listen [::]:40002 [::]:0", one)
+	f(2, 1, 2, "tcp listen 0.0.0.0:40001 0.0.0.0:0", six)
+	f(2, 2, 2, "tcp6 listen [::]:40001 [::]:0", six)
 	// What came in through a listener holds its port and no other.
-	f(0, "tcp listen 0.0.0.0:80 0.0.0.0:0", "tcp time_wait 10.0.0.1:80 10.0.0.2:5555", "tcp time_wait 10.0.0.1:80 10.0.0.2:5556")
-	f(0.1, "tcp listen 0.0.0.0:40005 0.0.0.0:0", "tcp time_wait 10.0.0.1:40005 10.0.0.2:5555", "tcp time_wait 10.0.0.1:40005 10.0.0.2:5556")
-	// Full.
-	var all []string
-	for port := 40000; port <= 40009; port++ {
-		all = append(all, fmt.Sprintf("tcp time_wait 10.0.0.1:%d 10.0.0.2:80", port))
+	f(0, 0, 0, "tcp listen 0.0.0.0:80 0.0.0.0:0", "tcp time_wait 10.0.0.1:80 10.0.0.2:5555", "tcp time_wait 10.0.0.1:80 10.0.0.2:5556")
+	f(1, 1, 1, "tcp listen 0.0.0.0:40005 0.0.0.0:0", "tcp time_wait 10.0.0.1:40005 10.0.0.2:5555", "tcp time_wait 10.0.0.1:40005 10.0.0.2:5556")
+	f(1, 1, 1, "tcp listen 10.0.0.1:40001 0.0.0.0:0", "tcp established 10.0.0.1:40001 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.2:81")
+	// Full, and full for those only who bind to all.
+	var all, half []string
+	for i := range 10 {
+		all = append(all, fmt.Sprintf("tcp time_wait 10.0.0.1:%d 10.0.0.2:80", 40000+i))
+		half = append(half, fmt.Sprintf("tcp time_wait 127.0.0.%d:%d 127.0.0.1:80", 1+i%2, 40000+i))
 	}
-	f(1, all...)
+	f(10, 10, 10, all...)
+	f(5, 5, 10, half...)
 
-	// Bound and idle sockets, where a source shows them, are like listeners.
+	// Bound and idle sockets, where a source shows them, are like listeners, and no
+	// connections.
 	idle := socket("tcp close 0.0.0.0:40003 0.0.0.0:0")
 	idle.Kind = tcptable.Bound
-	p := tallied(t, pool, everything, idle, socket("tcp established 10.0.0.1:40000 10.0.0.2:80"), socket("tcp established 10.0.0.1:40003 10.0.0.2:80"))
-	p.want(t, 0.2, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
-	p.want(t, 2, "tcp_ephemeral_ports_used")
-	p.want(t, 2, "tcp_connections") // it is not one
+	check(2, 2, 2, idle, socket(one), socket("tcp established 10.0.0.1:40003 10.0.0.2:80"))
+	tallied(t, pool, everything, idle, socket(one)).want(t, 1, "tcp_connections")
 }
 
 // TestConnectRatioReuse takes off what connect(2) may reuse.
@@ -438,42 +451,6 @@ func TestConnectRatioReuse(t *testing.T) {
 	p = tallied(t, pool, everything, socket("tcp6 listen [::]:40000 [::]:0"), old)
 	p.want(t, 0.1, "tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
 	p.want(t, 1, "tcp_destination_ports_used", "state", "time_wait")
-}
-
-// TestBindRatio has what keeps bind(2) with port 0 from a port, by local IP.
-func TestBindRatio(t *testing.T) {
-	pool := portsOf(t, 40000, 40009, "40008-40009")
-	f := func(want float64, used int, rows ...string) {
-		t.Helper()
-		p := tallied(t, pool, everything, sockets(rows...)...)
-		p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
-		p.want(t, float64(used), "tcp_ephemeral_ports_used")
-		q := tallied(t, pool, tally.Limits{}, sockets(rows...)...)
-		q.wantNone(t, "tcp_local_ports_used")
-		q.want(t, float64(used), "tcp_ephemeral_ports_used")
-		p.wantWorst(t, want, "tcp_local_port_utilisation_ratio")
-	}
-	f(0, 0)
-	f(1./8, 1, "tcp established 10.0.0.1:40000 10.0.0.2:80")
-	// Whatever the destination; a port held twice counts once.
-	f(2./8, 2, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.3:81")
-	f(1./8, 1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp time_wait 10.0.0.1:40000 10.0.0.3:81")
-	// Each local IP has ports of its own.
-	f(1./8, 2, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.9:40001 10.0.0.2:80")
-	f(1./8, 1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp established 10.0.0.9:40000 10.0.0.2:80")
-	// A socket on all addresses takes the port on each.
-	f(2./8, 2, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp established 10.0.0.1:40000 10.0.0.2:80")
-	f(3./8, 3, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp6 listen [::]:40002 [::]:0", "tcp established 10.0.0.1:40000 10.0.0.2:80")
-	f(2./8, 2, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp6 listen [::]:40002 [::]:0")
-	f(1./8, 1, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp established 10.0.0.1:40001 10.0.0.2:80")
-	f(1./8, 1, "tcp listen 127.0.0.1:40001 0.0.0.0:0")
-	// Inbound connections hold the listener's port.
-	f(1./8, 1, "tcp listen 10.0.0.1:40001 0.0.0.0:0", "tcp established 10.0.0.1:40001 10.0.0.2:80", "tcp established 10.0.0.1:40001 10.0.0.2:81")
-	// An IPv4 wildcard takes no port of an IPv6 address.
-	f(1./8, 2, "tcp listen 0.0.0.0:40001 0.0.0.0:0", "tcp6 established [2001:db8::1]:40000 [2001:db8::2]:80")
-	f(2./8, 2, "tcp6 listen [::]:40001 [::]:0", "tcp6 established [2001:db8::1]:40000 [2001:db8::2]:80")
-	// Not in the pool: beside it, or reserved.
-	f(0, 0, "tcp established 10.0.0.1:39999 10.0.0.2:80", "tcp established 10.0.0.1:40008 10.0.0.2:80", "tcp listen 0.0.0.0:40009 0.0.0.0:0")
 }
 
 // TestBindRatioV6Only has sockets on :: that take no IPv4, whether their rows say so
@@ -503,26 +480,6 @@ func TestBindRatioV6Only(t *testing.T) {
 	f(0.1, 0.2, nil, told(idle), four, six)
 	f(0.2, 0.2, dump, idle, four, six) // another socket's port
 	f(0.2, 0.2, nil, told(listener), listener, four, six)
-}
-
-// TestBindAnyRatio counts ports that anybody holds anywhere.
-func TestBindAnyRatio(t *testing.T) {
-	pool := portsOf(t, 40000, 40009, "")
-	f := func(want, bind float64, rows ...string) {
-		t.Helper()
-		p := tallied(t, pool, everything, sockets(rows...)...)
-		p.want(t, want, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind_any")
-		p.want(t, bind, "tcp_ephemeral_port_utilisation_ratio", "pool", "bind")
-	}
-	f(0, 0)
-	var half []string
-	for i := range 5 {
-		half = append(half, fmt.Sprintf("tcp established 127.0.0.1:%d 127.0.0.1:80", 40000+i), fmt.Sprintf("tcp time_wait 127.0.0.2:%d 127.0.0.1:80", 40005+i))
-	}
-	f(1, 0.5, half...)
-	f(0.2, 0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp6 established [2001:db8::1]:40001 [2001:db8::2]:80")
-	f(0.1, 0.1, "tcp established 10.0.0.1:40000 10.0.0.2:80", "tcp6 established [2001:db8::1]:40000 [2001:db8::2]:80")
-	f(0.1, 0.1, "tcp listen 10.0.0.1:40000 0.0.0.0:0", "tcp established 10.0.0.1:39999 10.0.0.2:80")
 }
 
 // TestPoolEmpty has a pool of no port: nothing connects.
@@ -691,66 +648,6 @@ func TestDestinationsTopHeld(t *testing.T) {
 	}
 }
 
-// TestListeners counts what came in by port, and what waits for accept(2).
-func TestListeners(t *testing.T) {
-	queued := func(text string, queue uint32) tcptable.Socket {
-		s := socket(text)
-		s.RxQueue = queue
-		return s
-	}
-	unaccepted := func(text string) tcptable.Socket {
-		s := socket(text)
-		s.Inode = 0
-		return s
-	}
-	request := socket("tcp syn_recv 10.0.0.1:80 10.0.0.7:5003")
-	request.Kind, request.Inode = tcptable.Request, 0
-	rows := []tcptable.Socket{
-		queued("tcp listen 0.0.0.0:80 0.0.0.0:0", 2),
-		queued("tcp listen 127.0.0.1:8080 0.0.0.0:0", 1),
-		queued("tcp6 listen [::]:443 [::]:0", 0),
-		socket("tcp established 10.0.0.1:80 10.0.0.7:5000"),
-		unaccepted("tcp established 10.0.0.1:80 10.0.0.7:5001"),
-		unaccepted("tcp close_wait 10.0.0.1:80 10.0.0.7:5002"),
-		request,
-		socket("tcp time_wait 10.0.0.1:80 10.0.0.7:5004"),
-		socket("tcp time_wait 127.0.0.1:8080 127.0.0.1:5005"),
-		socket("tcp6 established 10.0.0.1:443 10.0.0.7:5006"),
-		socket("tcp6 established 10.0.0.1:443 10.0.0.7:5007"),
-	}
-	p := tallied(t, nil, everything, rows...)
-	p.want(t, 5, "tcp_listener_connections", "local_port", "80")
-	p.want(t, 1, "tcp_listener_connections", "local_port", "80", "state", "syn_recv")
-	p.want(t, 2, "tcp_listener_connections", "local_port", "443")
-	p.want(t, 0, "tcp_listener_connections", "local_port", "443", "state", "syn_recv")
-	p.wantNone(t, "tcp_listener_connections", "local_port", "443", "state", "time_wait")
-	p.want(t, 1, "tcp_listener_unaccepted_connections", "local_port", "80", "state", "established")
-	p.want(t, 1, "tcp_listener_unaccepted_connections", "local_port", "80", "state", "close_wait")
-	p.want(t, 0, "tcp_listener_unaccepted_connections", "local_port", "443", "state", "established")
-	p.want(t, 0, "tcp_listener_unaccepted_connections", "local_port", "443", "state", "close_wait")
-	p.want(t, 2, "tcp_listener_accept_queue", "local_ip", "0.0.0.0", "local_port", "80")
-	p.want(t, 1, "tcp_listener_accept_queue", "local_ip", "127.0.0.1", "local_port", "8080")
-	p.want(t, 0, "tcp_listener_accept_queue", "local_ip", "::", "local_port", "443")
-	p.want(t, 1, "tcp_listener_sockets", "local_ip", "::", "local_port", "443")
-	for _, name := range []string{"tcp_listener_accept_queue_limit", "tcp_listener_accept_queue_fill_ratio", "tcp_listener_full_sockets", "tcp_listener_syn_queue_fill_ratio"} {
-		p.wantNone(t, name) // the table does not tell backlogs
-	}
-	p.want(t, 0, "tcp_orphan_connections")
-	p.want(t, 0, "tcp_queue_bytes") // of listeners it is no bytes
-
-	p = tallied(t, nil, tally.Limits{Listeners: 1}, rows...)
-	p.want(t, 5, "tcp_listener_connections", "local_port", "80")
-	p.want(t, 3, "tcp_listener_connections", "local_port", "other")
-	p.want(t, 1, "tcp_listener_connections", "local_port", "other", "state", "time_wait")
-	p.want(t, 0, "tcp_listener_unaccepted_connections", "local_port", "other")
-	p.want(t, 2, "tcp_listener_accept_queue")
-
-	p = tallied(t, nil, tally.Limits{}, rows...)
-	p.want(t, 8, "tcp_listener_connections", "local_port", "other")
-	p.want(t, 2, "tcp_listener_unaccepted_connections", "local_port", "other")
-	p.wantNone(t, "tcp_listener_accept_queue")
-}
-
 // TestOrphans tells connections that their program has closed from those that it
 // has not accepted yet.
 func TestOrphans(t *testing.T) {
@@ -852,44 +749,35 @@ func TestTimeWaitRemaining(t *testing.T) {
 	f(long, counts+"600=1", append(timers, 10*time.Minute)...)
 }
 
-// TestTallyAgain counts other sockets with the memory of the first ones.
+// TestTallyAgain counts other sockets with the memory of the first ones, whose snapshot
+// stays what it was.
 func TestTallyAgain(t *testing.T) {
 	counted := tally.New(32, 128)
 	random := rand.New(rand.NewPCG(5, 6))
 	pools := []*kernelstat.Pool{portsOf(t, 40000, 40099, ""), nil, portsOf(t, 1, 65535, "80"), portsOf(t, 32768, 60999, "40000-50000")}
+	var first *snapshot.Sockets
+	var firstPage string
 	for i := range 40 {
 		rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0", "tcp6 listen [::]:41000 [::]:0")
 		for range random.IntN(300) {
-			rows = append(rows, socket(fmt.Sprintf("tcp established 10.0.%d.1:%d 10.1.%d.%d:%d", random.IntN(30),
+			rows = append(rows, socket(fmt.Sprintf("tcp %s 10.0.%d.1:%d 10.1.%d.%d:%d", []string{"established", "time_wait"}[random.IntN(2)], random.IntN(30),
 				[]int{80, 40000 + random.IntN(200)}[random.IntN(2)], random.IntN(3), random.IntN(250), 1+random.IntN(3))))
 		}
 		p := pools[i%len(pools)]
-		again := tallyPage(t, counted, p, everything, nil, rows...).text(t)
-		if fresh := tallied(t, p, everything, rows...).text(t); again != fresh {
-			t.Fatalf("round %d: got\n%s\nwant\n%s", i, again, fresh)
-		}
-	}
-}
-
-// TestSnapshotStays has a snapshot that the walk after it does not change.
-func TestSnapshotStays(t *testing.T) {
-	counted, p := tally.New(32, 128), portsOf(t, 40000, 40099, "")
-	text := func(s *snapshot.Sockets) string {
-		return gather(t, constant(samplesOf(&snapshot.Namespace{Name: "test", Pool: p, Sockets: s}, new(snapshot.Node)))).text(t)
-	}
-	var first *snapshot.Sockets
-	var want string
-	for port := 40000; port < 40010; port++ {
-		rows := sockets("tcp listen 10.0.0.1:80 0.0.0.0:0", fmt.Sprintf("tcp time_wait 10.0.0.1:80 10.0.0.2:%d", port), fmt.Sprintf("tcp established 10.0.0.1:%d 10.0.0.%d:80", port, port%100))
 		if err := counted.Count(yielded(rows), p, nil); err != nil {
 			t.Fatal(err)
 		}
-		if next := counted.Snapshot(everything); first == nil {
-			first, want = next, text(next)
+		s := counted.Snapshot(everything)
+		again := snapshotPage(t, p, s).text(t)
+		if fresh := tallied(t, p, everything, rows...).text(t); again != fresh {
+			t.Fatalf("round %d: got\n%s\nwant\n%s", i, again, fresh)
+		}
+		if first == nil {
+			first, firstPage = s, again
 		}
 	}
-	if got := text(first); got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
+	if got := snapshotPage(t, pools[0], first).text(t); got != firstPage {
+		t.Errorf("the first is now\n%s\nand was\n%s", got, firstPage)
 	}
 }
 
