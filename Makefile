@@ -85,6 +85,7 @@ FUZZTIME ?= 1m
 fuzz:
 	@set -e; for f in FuzzParseRow FuzzTable FuzzReply; do \
 		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./collector/tcptable; done
+	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./collector/owner
 
 tools: $(GOLANGCI) $(NFPM) $(CYCLONEDX) e2e-tools
 
