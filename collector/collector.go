@@ -37,6 +37,8 @@ func New(ctx context.Context, cfg Config, logger log.Logger) (*Collector, error)
 	} else {
 		c.hasDiag = true
 	}
+	c.owners, c.ownerSource = findOwners(ctx, cfg, c.hasDiag, c.table.walkers, logger)
+	c.table.owners = c.owners != nil
 	c.table.useNetlink = c.hasDiag && cfg.Source != SourceProcfs
 	source := SourceProcfs
 	if c.table.useNetlink {

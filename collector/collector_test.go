@@ -174,7 +174,7 @@ func TestCollectNoSysctls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	logged.want(t, "level=info", "level=info", "level=warn no net sysctls "+filepath.Join(cfg.ProcRoot, "sys/net"))
+	logged.want(t, "level=info", "level=info no owners", "level=info", "level=warn no net sysctls "+filepath.Join(cfg.ProcRoot, "sys/net"))
 	p := gather(t, c.WithContext(t.Context()))
 	p.want(t, 1, "timewait_exporter_netns_info", "sysctls", "none")
 	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
@@ -229,7 +229,8 @@ func TestCollectThisKernel(t *testing.T) {
 			"conntrack_entries", "conntrack_insert_failed_total", "conntrack_drops_total", "conntrack_early_drops_total", "conntrack_limit", // a module's
 			"tcp_orphan_limit", "tcp_memory_limit_bytes", // only in its first namespace
 			"tcp_remote_connections", "tcp_destination_ports_used", "tcp_destination_port_utilisation_ratio", "tcp_destination_unanswered_connections", "tcp_local_ports_used", "tcp_local_port_utilisation_ratio",
-			"tcp_listener_connections", "tcp_listener_accept_queue", "tcp_listener_accept_queue_limit", "tcp_listener_syn_queue_fill_ratio", "tcp_listener_unaccepted_connections": // only with sockets
+			"tcp_listener_connections", "tcp_listener_accept_queue", "tcp_listener_accept_queue_limit", "tcp_listener_syn_queue_fill_ratio", "tcp_listener_unaccepted_connections", "tcp_listener_owner_info", "tcp_owner_connections", "tcp_owner_unaccepted_connections",
+			"tcp_owner_close_wait_oldest_seconds", "tcp_owner_close_wait_older_connections", "tcp_owner_info": // only with sockets
 		default:
 			if len(p.family(m.Name)) == 0 {
 				t.Errorf("%s is missing", m.Name)

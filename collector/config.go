@@ -20,6 +20,11 @@ type Config struct {
 	// Remotes, Destinations and Listeners are how many of each get series of
 	// their own. With 0 remotes no remote address is named.
 	Remotes, Destinations, Listeners int
+	// Owners are how many owners of sockets get series of their own; with 0 nothing is
+	// done to know them. CgroupFS is where the host's cgroup tree is mounted, empty for
+	// where the kernel says, and PodLogs where a kubelet has the logs of pods.
+	Owners            int
+	CgroupFS, PodLogs string
 	// RemotePrefixIPv4 and RemotePrefixIPv6 fold remote addresses into blocks of
 	// so many bits; 32 and 128 leave them whole.
 	RemotePrefixIPv4, RemotePrefixIPv6 int

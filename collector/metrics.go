@@ -78,6 +78,9 @@ const (
 	fromListeners = fromDump + ", else " + fromTable
 	fromPool      = "net/tcp, net/tcp6, ip_local_port_range, ip_local_reserved_ports"
 	fromReuse     = fromPool + ", tcp_tw_reuse"
+	fromLive      = "sock_diag (INET_DIAG_CGROUP_ID), cgroup v2"
+	fromAges      = fromLive + ", tcpi_last_ack_recv"
+	fromCgroups   = "cgroup v2, /proc/PID/cgroup"
 )
 
 // other is the value of a label for all that are not named.
@@ -176,6 +179,27 @@ var (
 	timeWaitDuration = newMetric("tcp_time_wait_duration_seconds", "gauge", "net.ipv4.tcp_tw_timeout",
 		"How long TIME_WAIT lasts: 60, a constant of the kernel, or what the sysctl says that some vendors' kernels have. Absent where the net sysctls can't be seen.", "netns")
 
+	ownerConnections = newMetric("tcp_owner_connections", "gauge", fromLive+", "+fromTable,
+		"Sockets by owner: the unit, pod, container or session whose process made the socket; an accepted one is its listener's, whoever accepted it. Inbound in TIME_WAIT, FIN_WAIT2 or half open: the owner of the listener. owner=\"unknown\": what the kernel does not tell, as of outbound TIME_WAIT. owner=\"other\": the owners beyond --collector.owners. All together are tcp_connections. Only what is not zero.",
+		"netns", "owner", "direction", "state")
+	ownerUnaccepted = newMetric("tcp_owner_unaccepted_connections", "gauge", fromLive,
+		"Connections of tcp_owner_connections that wait for accept() of their owner. Only what is not zero.",
+		"netns", "owner", "state")
+	listenerOwnerInfo = newMetric("tcp_listener_owner_info", "gauge", fromDump,
+		"1 for each owner of the LISTEN sockets on a local IP and port, for joins with the metrics of accept queues.",
+		"netns", "local_ip", "local_port", "owner")
+	ownerCloseWaitOldest = newMetric("tcp_owner_close_wait_oldest_seconds", "gauge", fromAges,
+		"Age of the oldest connection in CLOSE_WAIT that the owner's program has accepted or opened, and not closed. A lower bound where a connection that is older than the exporter answers keepalive probes. Absent where there is none.",
+		"netns", "owner")
+	ownerCloseWaitOlder = newMetric("tcp_owner_close_wait_older_connections", "gauge", fromAges,
+		"Connections in CLOSE_WAIT that the owner's program has accepted or opened, and not closed, older than age=\"60\", \"600\" or \"3600\" seconds. Absent where none is in CLOSE_WAIT.",
+		"netns", "owner", "age")
+	ownerInfo = newMetric("tcp_owner_info", "gauge", fromCgroups,
+		"What is known of an owner. kind is unit, session, pod, container, vm, cgroup or root. Names of pods come from --path.pod-logs. Always 1, for joins.",
+		"owner", "kind", "runtime", "unit", "namespace", "pod", "pod_uid", "container", "container_id", "program")
+	ownerSourceInfo = newMetric("timewait_exporter_owner_source_info", "gauge", "",
+		"Where the names of owners come from: source=\"pidfd\", \"cgroupfs\" or both; with source=\"none\" there are no metrics of owners, and reason says why. Else reason says what can't be known, if anything. Always 1, absent with --collector.owners=0.",
+		"source", "reason")
 	netnsInfo = newMetric("timewait_exporter_netns_info", "gauge", "",
 		"The network namespace that is read, the directory it is read from, and whether the net sysctls seen here belong to the same one (sysctls=\"same\"), to another (\"other\") or are hidden or not readable (\"none\"); unless they are the same, what needs them is left out. Always 1.",
 		"netns", "path", "sysctls")
@@ -305,8 +329,9 @@ func Metrics() []*Metric {
 		destinationPortsUsed, destinationUtilisation, destinationUnanswered, destinations, localPortsUsed, localUtilisation, privilegedUtilisation,
 		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted, listenerSynQueueFill,
 		queueBytes, unansweredConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
+		ownerConnections, ownerUnaccepted, listenerOwnerInfo, ownerCloseWaitOldest, ownerCloseWaitOlder, ownerInfo,
 		socketsInUse, upperBound,
 	}, kernelMetrics, []*Metric{
-		netnsInfo, sourceInfo, collectorSuccess, collectorDuration, tableRead, undercountMax, rowsRead, malformedRows,
+		netnsInfo, sourceInfo, ownerSourceInfo, collectorSuccess, collectorDuration, tableRead, undercountMax, rowsRead, malformedRows,
 	})
 }

@@ -789,7 +789,13 @@ func TestTallyAllocations(t *testing.T) {
 		rows = append(rows, socket(fmt.Sprintf("tcp time_wait 10.0.0.1:%d 10.0.1.%d:443", 32768+i%20000, i%250)),
 			socket(fmt.Sprintf("tcp established 10.0.0.1:80 10.0.2.%d:%d", i%250, 1024+i%50000)))
 	}
+	for i := range rows {
+		if rows[i].Kind == tcptable.Full {
+			rows[i].Cgroup, rows[i].Cookie = uint64(i%7), uint64(i)
+		}
+	}
 	counted, p := tally.New(32, 128, tally.Group{Name: "half", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.2.0/25")}}), portsOf(t, 32768, 60999, "")
+	counted.CountOwners()
 	count := func() {
 		if err := counted.Count(yielded(rows), p, nil); err != nil {
 			t.Fatal(err)

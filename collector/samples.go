@@ -37,6 +37,12 @@ func samplesOf(ns *snapshot.Namespace, node *snapshot.Node) []prometheus.Metric 
 	if ns.Sockets != nil {
 		out.addSockets(ns, node)
 	}
+	if source := ns.OwnerSource; source != nil {
+		out.add(ownerSourceInfo, 1, source.Source, source.Reason)
+	}
+	if ns.Owners != nil {
+		out.addOwners(ns.Owners)
+	}
 	for of := range tcptable.NumTables {
 		out.add(rowsRead, float64(ns.Rows[of]), of.String())
 		out.add(malformedRows, float64(ns.MalformedRows[of]), of.String())
@@ -233,3 +239,36 @@ func (s *samples) addPorts(ns *snapshot.Namespace) {
 }
 
 func portName(port uint16) string { return strconv.Itoa(int(port)) }
+
+func (s *samples) addOwners(owners *snapshot.Owners) {
+	for i := range owners.All {
+		s.addOwner(&owners.All[i])
+	}
+	for _, l := range owners.Listeners {
+		s.add(listenerOwnerInfo, 1, l.LocalIP.String(), portName(l.Port), l.Name)
+	}
+}
+
+func (s *samples) addOwner(o *snapshot.OwnerSockets) {
+	for d := range snapshot.NumDirections {
+		for state := range d.States() {
+			if n := o.Connections[d][state]; n > 0 {
+				s.add(ownerConnections, float64(n), o.Name, d.String(), state.String())
+			}
+		}
+	}
+	for state, n := range o.Unaccepted {
+		if n > 0 {
+			s.add(ownerUnaccepted, float64(n), o.Name, tcptable.State(state).String())
+		}
+	}
+	if o.CloseWaits.Sockets > 0 {
+		s.add(ownerCloseWaitOldest, o.CloseWaits.Oldest.Seconds(), o.Name)
+		for i, age := range snapshot.CloseWaitAges() {
+			s.add(ownerCloseWaitOlder, float64(o.CloseWaits.Older[i]), o.Name, strconv.Itoa(int(age.Seconds())))
+		}
+	}
+	if w := &o.Owner; w.Kind != "" {
+		s.add(ownerInfo, 1, o.Name, string(w.Kind), w.Runtime, w.Unit, w.Namespace, w.Pod, w.PodUID, w.Container, w.ContainerID, "")
+	}
+}

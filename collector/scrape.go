@@ -12,6 +12,7 @@ import (
 	"github.com/go-kit/log/level"
 
 	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/owner"
 	"timewait_exporter/collector/snapshot"
 	"timewait_exporter/collector/tally"
 	"timewait_exporter/collector/tcptable"
@@ -41,6 +42,9 @@ type scraper struct {
 	kernel  []*kernelPart
 	table   table
 
+	owners      *owners // nil where they are not wanted, or nothing tells them
+	ownerSource owner.Source
+
 	ports, listeners, sockets hung // calls of those parts
 	diags                     spare[*tcptable.SockDiag]
 
@@ -59,7 +63,8 @@ type round struct {
 	ports     *call[*kernelstat.Pool]     // nil if the sysctls are of another namespace
 	listeners *call[*tally.Listening]     // nil without sock_diag
 	kernel    []*call[kernelstat.Numbers] // one of each of scraper.kernel
-	sockets   *call[*snapshot.Sockets]
+	sockets   *call[*walked]
+	owners    *call[*snapshot.Owners] // nil where nothing tells them
 
 	done []<-chan struct{} // of all of them
 }
@@ -124,10 +129,16 @@ func (s *scraper) newRound(ctx context.Context, ends time.Time) *round {
 		r.kernel = append(r.kernel, part)
 		r.done = append(r.done, part.done)
 	}
-	r.sockets = begin(ctx, maxReading, &s.sockets, func(ctx context.Context) (*snapshot.Sockets, error) {
+	r.sockets = begin(ctx, maxReading, &s.sockets, func(ctx context.Context) (*walked, error) {
 		return s.table.walk(ctx, r.ports.result(), r.listeners.result())
 	})
 	r.done = append(r.done, r.sockets.done)
+	if s.owners != nil {
+		r.owners = begin(ctx, maxReading, &s.owners.hung, func(ctx context.Context) (*snapshot.Owners, error) {
+			return s.owners.read(ctx, r.sockets.result())
+		})
+		r.done = append(r.done, r.owners.done)
+	}
 	go func() {
 		for _, done := range r.done {
 			<-done
@@ -198,7 +209,15 @@ func (s *scraper) scrape(ctx context.Context) (*snapshot.Namespace, *snapshot.No
 			}
 		}
 	}
-	ns.Sockets = await(ctx, s, ns, "sockets", r.sockets)
+	if walked := await(ctx, s, ns, "sockets", r.sockets); walked != nil {
+		ns.Sockets = walked.Sockets
+	}
+	if s.cfg.Owners > 0 {
+		ns.OwnerSource = &s.ownerSource
+	}
+	if r.owners != nil {
+		ns.Owners = await(ctx, s, ns, "owners", r.owners)
+	}
 	for of := range tcptable.NumTables {
 		ns.Rows[of], ns.MalformedRows[of] = s.table.rows[of].Load(), s.table.malformed[of].Load()
 	}

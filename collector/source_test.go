@@ -221,7 +221,7 @@ func TestNewNetlink(t *testing.T) {
 		if !c.hasDiag {
 			continue // SourceNetlink says why
 		}
-		out.want(t, "source=netlink wanted="+source)
+		out.want(t, "owners", "source=netlink wanted="+source)
 		p := gather(t, c.WithContext(t.Context()))
 		p.want(t, 1, "timewait_exporter_source_info", "source", SourceNetlink)
 		p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")

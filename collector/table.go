@@ -28,6 +28,7 @@ type table struct {
 	cfg        Config
 	logger     log.Logger
 	useNetlink bool // it is a source of the table
+	owners     bool // are wanted, and can be told
 
 	netlinkAfter    atomic.Int64 // when SourceAuto tries netlink again, in ns of Unix time
 	walkers         spare[*walker]
@@ -46,17 +47,39 @@ func (t *table) newWalker() *walker {
 		procfs: tcptable.NewProcNet(t.cfg.Namespace.Dir),
 	}
 	if t.useNetlink {
-		w.netlink = tcptable.NewSockDiag()
+		diag := tcptable.NewSockDiag()
+		diag.Ages = t.owners
+		w.netlink = diag
+	}
+	if t.owners {
+		w.tally.CountOwners()
 	}
 	return w
+}
+
+// walked is a table that was read, with the walker, from which more can be had until it
+// is put back. Where owners are told, whoever reads these puts it back.
+type walked struct {
+	*snapshot.Sockets
+	*walker
 }
 
 // walk reads the socket table and counts it. A netlink that fails is tried once
 // more before the walk fails or, with SourceAuto, procfs is read instead; and procfs
 // once more if it had far fewer rows than the kernel counts.
-func (t *table) walk(ctx context.Context, p *kernelstat.Pool, l *tally.Listening) (*snapshot.Sockets, error) {
+func (t *table) walk(ctx context.Context, p *kernelstat.Pool, l *tally.Listening) (*walked, error) {
 	w := t.walkers.take(t.newWalker)
-	defer t.walkers.put(w)
+	sockets, err := t.read(ctx, w, p, l)
+	if err != nil || !t.owners {
+		t.walkers.put(w)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &walked{sockets, w}, nil
+}
+
+func (t *table) read(ctx context.Context, w *walker, p *kernelstat.Pool, l *tally.Listening) (*snapshot.Sockets, error) {
 	type attempt struct {
 		name   string
 		source tcptable.Source

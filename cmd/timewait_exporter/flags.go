@@ -80,6 +80,10 @@ func newFlags() (*kingpin.Application, *config) {
 		&cfg.maxConnections, "512", 1<<20)
 	app.Flag("path.procfs", "Mount point of the proc file system. Of another one than /proc the network namespace of its PID 1 is read.").
 		Default("/proc").StringVar(&cfg.collector.ProcRoot)
+	app.Flag("path.cgroupfs", "Mount point of the host's cgroup tree, to name the owners of sockets, for a container that mounts it elsewhere. Empty for where the kernel says.").
+		Default("").StringVar(&cfg.collector.CgroupFS)
+	app.Flag("path.pod-logs", "Directory in which a kubelet has the logs of its pods, whose names tell those of pods and containers.").
+		Default("/var/log").StringVar(&cfg.collector.PodLogs)
 	choice(app, "log.level", "Only log messages with the given severity or above. One of: [debug, info, warn, error]",
 		&cfg.logLevel, "info", "debug", "warn", "error")
 	choice(app, "log.format", "Output format of log messages. One of: [logfmt, json]",
@@ -92,6 +96,8 @@ func newFlags() (*kingpin.Application, *config) {
 		&cfg.collector.Destinations, "20", maxSeries)
 	number(app, "collector.listeners", "Number of listening ports with series of their own, those with most connections.",
 		&cfg.collector.Listeners, "50", maxSeries)
+	number(app, "collector.owners", "Number of owners of sockets (systemd units, pods, containers, sessions) with series of their own, those with most sockets. With 0 owners are not looked for.",
+		&cfg.collector.Owners, "20", maxSeries)
 	number(app, "collector.remote-prefix-ipv4", "Count remote IPv4 addresses in blocks with a prefix of so many bits.",
 		&cfg.collector.RemotePrefixIPv4, "32", 32)
 	number(app, "collector.remote-prefix-ipv6", "Count remote IPv6 addresses in blocks with a prefix of so many bits.",

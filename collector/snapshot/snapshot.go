@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/owner"
 	"timewait_exporter/collector/tcptable"
 )
 
@@ -38,6 +39,11 @@ type Namespace struct {
 	Pool *kernelstat.Pool
 	// Sockets is the table of sockets; nil where the walk failed.
 	Sockets *Sockets
+	// Owners are those of Sockets; nil where nothing tells them, or reading them failed.
+	Owners *Owners
+	// OwnerSource says what tells the owners, or why nothing does; nil where they are
+	// not wanted.
+	OwnerSource *owner.Source
 	// Kernel has the kernel's own counters and limits of the namespace, by its names
 	// and in its units.
 	Kernel kernelstat.Numbers
@@ -225,6 +231,9 @@ type AcceptQueue struct {
 	// Full how many are at 1.
 	Fill float64
 	Full uint64
+	// Cgroups are the ids of the v2 cgroups of the processes that made them; nil where
+	// that is not known.
+	Cgroups []uint64
 }
 
 // Ports tells what of the ephemeral pool is held.

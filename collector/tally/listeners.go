@@ -2,6 +2,7 @@ package tally
 
 import (
 	"iter"
+	"slices"
 
 	"timewait_exporter/collector/kernelstat"
 	"timewait_exporter/collector/snapshot"
@@ -19,6 +20,9 @@ type acceptQueue snapshot.AcceptQueue
 // listen(2) asked for less.
 func (q *acceptQueue) add(s *tcptable.Socket) {
 	length, room := uint64(s.RxQueue), uint64(s.Backlog)+1
+	if s.Cgroup != 0 && len(q.Cgroups) < ownersPerQueue && !slices.Contains(q.Cgroups, s.Cgroup) {
+		q.Cgroups = append(q.Cgroups, s.Cgroup)
+	}
 	one := acceptQueue{Sockets: 1, Length: length, Limit: uint64(s.Backlog), Fill: min(1, float64(length)/float64(room))}
 	if length >= room {
 		one.Full = 1
@@ -67,6 +71,7 @@ func (a *acceptQueues) add(s *tcptable.Socket) {
 type Listening struct {
 	queues *acceptQueues
 	v6Only kernelstat.PortSet // whose listeners on :: take no IPv4
+	shared kernelstat.PortSet // whose listeners are of several cgroups
 
 	ports    kernelstat.PortSet // of all listeners
 	synRooms map[synQueue]uint64
@@ -113,6 +118,7 @@ func CountListening(rows iter.Seq2[tcptable.Socket, error], synLimit uint64) (*L
 	for i, ports := range dualStack {
 		l.v6Only[i] &^= ports
 	}
+	l.shared = l.queues.shared()
 	return l, nil
 }
 
@@ -130,5 +136,6 @@ func (l *Listening) addSynRoom(s *tcptable.Socket, limit uint64) {
 // listenerPort is a listener, whose port its key tells.
 type listenerPort struct {
 	snapshot.Listener
-	rows uint64
+	rows  uint64
+	minis snapshot.States // those that are minisocks or half open
 }

@@ -40,9 +40,14 @@ type Tally struct {
 	queues        *acceptQueues
 	halfOpen      map[synQueue]uint64 // connections
 
+	owned       *owned                             // nil where owners are not wanted
+	sharedMinis map[sharedEndpoint]snapshot.States // at most MaxEndpoints
+
 	held      kernelstat.PortSet // by any row
 	heldPorts kernelstat.PortSet // of the pool, held whatever the destination: by LISTEN and Bound rows
 	locals    localPorts
+
+	named []uint32 // the hashes of the destinations that Snapshot named
 }
 
 // listeners are the LISTEN rows of one table.
@@ -134,10 +139,14 @@ func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
 	clear(t.groups.states)
 	t.destinations.reset()
 	t.devices.reset()
+	if t.owned != nil {
+		t.owned.reset()
+		clear(t.sharedMinis)
+	}
 	*t = Tally{
 		pool: p, dump: l, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, groups: t.groups,
 		destinations: t.destinations, devices: t.devices,
-		listenerPorts: t.listenerPorts, queues: t.queues, halfOpen: t.halfOpen, locals: t.locals,
+		listenerPorts: t.listenerPorts, queues: t.queues, halfOpen: t.halfOpen, locals: t.locals, owned: t.owned, sharedMinis: t.sharedMinis, named: t.named[:0],
 		listeners: [tcptable.NumTables]listeners{{bound: t.listeners[tcptable.TCP].bound}, {bound: t.listeners[tcptable.TCP6].bound}},
 	}
 }
@@ -153,6 +162,9 @@ func (t *Tally) add(s *tcptable.Socket) {
 		return
 	}
 	if s.State == tcptable.Listen {
+		if s.Cgroup != 0 && t.owned != nil {
+			t.owned.add(s, snapshot.Inbound)
+		}
 		t.connections[family][snapshot.Inbound][tcptable.Listen]++
 		t.addListener(s)
 		return
@@ -177,6 +189,11 @@ func (t *Tally) add(s *tcptable.Socket) {
 		t.unanswered[dir][s.State]++
 	}
 
+	var cgroup uint32
+	isOwned := s.Cgroup != 0 && t.owned != nil
+	if isOwned {
+		cgroup = t.owned.add(s, dir)
+	}
 	pooled := t.pool != nil && t.pool.Ports.Has(s.Local.Port)
 	if pooled {
 		t.locals.hold(&s.Local)
@@ -186,8 +203,11 @@ func (t *Tally) add(s *tcptable.Socket) {
 		l := t.listenerPort(s.Local.Port)
 		l.States[s.State]++
 		l.rows++
-		if ownerless && waiting && s.State != tcptable.SynRecv {
+		switch {
+		case ownerless && waiting && s.State != tcptable.SynRecv:
 			l.Unaccepted[s.State]++
+		case s.Kind != tcptable.Full && t.owned != nil:
+			t.addMini(s, l)
 		}
 		if s.Kind == tcptable.Request {
 			t.addHalfOpen(s)
@@ -199,6 +219,9 @@ func (t *Tally) add(s *tcptable.Socket) {
 		label |= unanswered
 	}
 	to := destination{s.Local.Addr, s.Remote.Addr, s.Remote.Port}
+	if isOwned {
+		t.owned.addAlive(s.Cookie, t.destinations.hash(&to), cgroup)
+	}
 	switch {
 	case !pooled:
 		t.destinations.addLight(&to, label|unpooled)

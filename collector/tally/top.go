@@ -218,12 +218,11 @@ func (t *Tally) nameListeners(out *snapshot.Sockets, n int) {
 		}
 		out.OtherListeners = rest
 	}
-	queues := t.queues
 	if t.dump != nil {
-		queues, out.HasBacklogs = t.dump.queues, true
+		out.HasBacklogs = true
 		t.fillSynQueues(out.Listeners)
 	}
-	out.AcceptQueues = queues.of(&named)
+	out.AcceptQueues = t.acceptQueues().of(&named)
 }
 
 // fillSynQueues tells of each port's fullest SYN queue.
@@ -350,6 +349,7 @@ func (t *Tally) ports(n Limits) *snapshot.Ports {
 		blocked = max(blocked, d.blocked)
 		if i < n.Destinations {
 			out.Destinations = append(out.Destinations, t.destination(d, forAll))
+			t.named = append(t.named, d.hash)
 		}
 	}
 	out.Connect = t.share(blocked + forAll)

@@ -12,19 +12,28 @@ import (
 // (include/uapi/linux/inet_diag.h, include/net/tcp_states.h).
 const (
 	getSock       = 18 // TCPDIAG_GETSOCK, the request of before Linux 3.3
+	attrInfo      = 2  // INET_DIAG_INFO
 	attrShutdown  = 8  // INET_DIAG_SHUTDOWN
 	attrV6Only    = 11 // INET_DIAG_SKV6ONLY
+	attrCgroup    = 21 // INET_DIAG_CGROUP_ID
 	attrSockopt   = 22 // INET_DIAG_SOCKOPT
 	boundInactive = 13 // TCP_BOUND_INACTIVE, since Linux 6.8
 
 	listening = 1<<Listen | 1<<boundInactive
 	connected = 1<<newSynRecv - 1<<Established - 1<<Listen
+	// live has what is no minisock, and those of FIN_WAIT2.
+	live = 1<<NumStates - 1<<Established - 1<<TimeWait - 1<<Close
+
+	// lastAck is the offset of tcpi_last_ack_recv, in milliseconds, in a struct tcp_info
+	// (include/uapi/linux/tcp.h).
+	lastAck = 56
 )
 
 // dump is a request for the sockets of a family, 0 for both, in some states.
 type dump struct {
 	family uint8
 	states uint32
+	info   bool // with a struct tcp_info of each
 }
 
 // refusalError is the kernel's answer that it does not do what it was asked for.
@@ -42,11 +51,12 @@ func (q dump) request(seq uint32) []byte {
 	if q.family == unix.AF_UNSPEC {
 		kind = getSock
 		msg = make([]byte, header+60) // family, lengths and extensions 4 bytes, id 48, states, flags
+		msg[header+3] = q.extensions()
 		binary.NativeEndian.PutUint32(msg[header+52:], q.states)
 	} else {
 		kind = unix.SOCK_DIAG_BY_FAMILY
 		msg = make([]byte, header+56) // family, protocol, extensions and padding 4 bytes, states, id 48
-		msg[header], msg[header+1] = q.family, unix.IPPROTO_TCP
+		msg[header], msg[header+1], msg[header+2] = q.family, unix.IPPROTO_TCP, q.extensions()
 		binary.NativeEndian.PutUint32(msg[header+4:], q.states)
 	}
 	binary.NativeEndian.PutUint32(msg, uint32(len(msg)))
@@ -54,6 +64,14 @@ func (q dump) request(seq uint32) []byte {
 	binary.NativeEndian.PutUint16(msg[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	binary.NativeEndian.PutUint32(msg[8:], seq)
 	return msg
+}
+
+// extensions are the attributes to be sent that are not sent unasked.
+func (q dump) extensions() (bits uint8) {
+	if q.info {
+		bits = 1 << (attrInfo - 1)
+	}
+	return bits
 }
 
 // parseReply calls row with the payload of each message of kind in a datagram. It
@@ -161,6 +179,7 @@ func parseDiag(diag []byte, s *Socket) error {
 	s.RxQueue = binary.NativeEndian.Uint32(m[diagRQueue:])
 	s.TxQueue = binary.NativeEndian.Uint32(m[diagWQueue:])
 	s.Inode = uint64(binary.NativeEndian.Uint32(m[diagInode:]))
+	s.Cookie = uint64(binary.NativeEndian.Uint32(m[diagCookie:])) | uint64(binary.NativeEndian.Uint32(m[diagCookie+4:]))<<32
 	s.Kind, s.Timer, s.Unanswered, s.TimerLeft, s.Backlog = Full, TimerNone, 0, 0, 0
 	full := parseAttrs(diag[diagLength:], s)
 	switch {
@@ -201,7 +220,7 @@ func sockoptTransparent() byte {
 // (inet_diag_msg_attrs_fill in net/ipv4/inet_diag.c) into s, and reports whether
 // they are of a full socket: of those only, the kernel says which ways are shut down.
 func parseAttrs(attrs []byte, s *Socket) (full bool) {
-	s.V6Only, s.Transparent = false, false
+	s.V6Only, s.Transparent, s.Cgroup, s.LastAck = false, false, 0, 0
 	for len(attrs) >= unix.SizeofNlAttr {
 		length := int(binary.NativeEndian.Uint16(attrs))
 		if length < unix.SizeofNlAttr || length > len(attrs) {
@@ -209,10 +228,18 @@ func parseAttrs(attrs []byte, s *Socket) (full bool) {
 		}
 		payload := attrs[unix.SizeofNlAttr:length]
 		switch binary.NativeEndian.Uint16(attrs[2:]) {
+		case attrInfo:
+			if len(payload) >= lastAck+4 {
+				s.LastAck = time.Duration(binary.NativeEndian.Uint32(payload[lastAck:])) * time.Millisecond
+			}
 		case attrShutdown:
 			full = true
 		case attrV6Only:
 			s.V6Only = len(payload) > 0 && payload[0] != 0
+		case attrCgroup:
+			if len(payload) == 8 {
+				s.Cgroup = binary.NativeEndian.Uint64(payload)
+			}
 		case attrSockopt:
 			s.Transparent = len(payload) > 0 && payload[0]&sockoptTransparent() != 0
 		}

@@ -18,6 +18,10 @@ import (
 // (man 7 sock_diag). It reads the network namespace the process is in when it is
 // first used, and needs no privilege.
 type SockDiag struct {
+	// Ages is whether Sockets and Live tell a Socket's LastAck, which takes the kernel time
+	// and some 300 bytes for each.
+	Ages bool
+
 	conn   *socket.Conn
 	buf    []byte
 	seq    uint32
@@ -65,11 +69,25 @@ func (d *SockDiag) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 func (d *SockDiag) Listeners(ctx context.Context) iter.Seq2[Socket, error] {
 	return sequence(func(row func(*Socket) error) error {
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			if err := d.read(ctx, dump{family, 1 << Listen}, row); err != nil {
+			if err := d.read(ctx, dump{family: family, states: 1 << Listen}, row); err != nil {
 				return err
 			}
 		}
 		return nil
+	})
+}
+
+// Live yields the sockets that are of a process's making: all but those in TIME_WAIT,
+// half-open and bound idle ones. It does not compare them with what the kernel counts.
+func (d *SockDiag) Live(ctx context.Context) iter.Seq2[Socket, error] {
+	return sequence(func(row func(*Socket) error) error {
+		d.rows = census{}
+		return d.readAll(ctx, 1<<Listen, live&^(1<<Listen), func(s *Socket) error {
+			if s.Kind == Mini || s.Kind == Request {
+				return nil
+			}
+			return row(s)
+		})
 	})
 }
 
@@ -100,7 +118,7 @@ func (d *SockDiag) walk(ctx context.Context, row func(*Socket) error) error {
 		first = 1 << Listen
 	}
 	d.rows = census{}
-	if err := d.readAll(ctx, first, row); err != nil {
+	if err := d.readAll(ctx, first, connected, row); err != nil {
 		return err
 	}
 	if err := d.rows.check(ctx, ownNet, stat); err != nil {
@@ -110,16 +128,16 @@ func (d *SockDiag) walk(ctx context.Context, row func(*Socket) error) error {
 }
 
 // readAll reads the listeners, with all else that is to come first, and the
-// connections.
-func (d *SockDiag) readAll(ctx context.Context, first uint32, row func(*Socket) error) error {
+// connections in some states.
+func (d *SockDiag) readAll(ctx context.Context, first, rest uint32, row func(*Socket) error) error {
 	if !d.split {
-		err := d.read(ctx, dump{unix.AF_UNSPEC, first | connected}, row)
+		err := d.read(ctx, dump{unix.AF_UNSPEC, first | rest, d.Ages}, row)
 		if _, refused := errors.AsType[refusalError](err); !refused || d.rows != (census{}) {
 			return err
 		}
 	}
 	for _, q := range []dump{
-		{unix.AF_INET, first}, {unix.AF_INET6, first}, {unix.AF_INET, connected}, {unix.AF_INET6, connected},
+		{unix.AF_INET, first, d.Ages}, {unix.AF_INET6, first, d.Ages}, {unix.AF_INET, rest, d.Ages}, {unix.AF_INET6, rest, d.Ages},
 	} {
 		if err := d.read(ctx, q, row); err != nil {
 			return err

@@ -215,6 +215,17 @@ type Socket struct {
 	// Inode is 0 when no file descriptor belongs to the socket: a Mini, a
 	// Request, a connection not yet accepted, or one the program has closed.
 	Inode uint64
+	// Cgroup is the id of the v2 cgroup of the process that made a Full or Bound socket,
+	// and of an accepted one its listener's (INET_DIAG_CGROUP_ID, Linux 5.8). Only
+	// sock_diag tells it, else it is 0.
+	Cgroup uint64
+	// Cookie tells the socket from all others, its own Mini excepted (SO_COOKIE, man 7
+	// socket). Only sock_diag tells it, else it is 0.
+	Cookie uint64
+	// LastAck is how long ago the peer's last segment with an ACK came
+	// (tcpi_last_ack_recv); a probe's answer is one. It is there of a Full socket where
+	// SockDiag was asked for it, else it is 0.
+	LastAck time.Duration
 }
 
 // Source is a way to read the socket table of one network namespace.

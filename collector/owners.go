@@ -1,0 +1,105 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/go-kit/log/level"
+
+	"timewait_exporter/collector/owner"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
+	"timewait_exporter/collector/tcptable"
+)
+
+// owners tells whose the sockets of a walk are.
+type owners struct {
+	logger  log.Logger
+	walkers spare[*walker] // where those that walked the table go back to
+	hung    hung
+	state   spare[*ownership] // the one there is, while it is not in use
+}
+
+// ownership is what is remembered of owners. It is not for concurrent use.
+type ownership struct {
+	names  *owner.Resolver
+	counts *tally.Owners
+	dump   *tcptable.SockDiag // of what the rows of /proc don't tell
+	err    string             // the last one that is in the log
+}
+
+// findOwners returns what tells the owners of sockets, nil where nothing does, and
+// what that is or why.
+func findOwners(ctx context.Context, cfg Config, hasDiag bool, walkers spare[*walker], logger log.Logger) (*owners, owner.Source) {
+	if cfg.Owners == 0 {
+		return nil, owner.Source{}
+	}
+	none := func(reason string) (*owners, owner.Source) {
+		level.Info(logger).Log("msg", "no owners of sockets", "reason", reason)
+		return nil, owner.Source{Source: owner.SourceNone, Reason: reason}
+	}
+	switch {
+	case !cfg.Namespace.Own:
+		return none("sock_diag shows another network namespace than is read")
+	case !hasDiag:
+		return none("the kernel has no sock_diag for TCP")
+	}
+	names, _, err := begin(ctx, minSmallTimeout, new(hung), func(context.Context) (*owner.Resolver, error) {
+		return owner.New(owner.Options{CgroupFS: cfg.CgroupFS, PodLogs: cfg.PodLogs})
+	}).wait(ctx)
+	if err != nil {
+		return none(err.Error())
+	}
+	source := names.Source()
+	if source.Source == owner.SourceNone {
+		return none(source.Reason)
+	}
+	level.Info(logger).Log("msg", "telling owners of sockets", "source", source.Source, "reason", source.Reason)
+	dump := tcptable.NewSockDiag()
+	dump.Ages = true
+	o := &owners{logger: logger, walkers: walkers, state: make(spare[*ownership], 1)}
+	o.state.put(&ownership{names: names, counts: tally.NewOwners(cfg.Owners), dump: dump})
+	return o, source
+}
+
+// read returns the owners of the sockets of a walk, which it puts back.
+func (o *owners) read(ctx context.Context, w *walked) (*snapshot.Owners, error) {
+	if w == nil {
+		return nil, errors.New("the socket table was not read")
+	}
+	defer o.walkers.put(w.walker)
+	select {
+	case state := <-o.state:
+		defer o.state.put(state)
+		return state.read(ctx, w, o.logger)
+	default:
+		return nil, errors.New("an earlier read has not returned")
+	}
+}
+
+func (s *ownership) read(ctx context.Context, w *walked, logger log.Logger) (*snapshot.Owners, error) {
+	if w.Source == SourceProcfs {
+		if err := w.tally.CountLive(s.dump.Live(ctx)); err != nil {
+			return nil, fmt.Errorf("live sockets: %w", err)
+		}
+	}
+	now := time.Now()
+	s.tell(s.names.Update(now, w.tally.Cgroups()), logger)
+	return s.counts.Snapshot(now, w.tally, w.Sockets, s.names), nil
+}
+
+// tell logs what names could not be found for, once until it is something else. What
+// is known is right nevertheless.
+func (s *ownership) tell(err error, logger log.Logger) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && text != s.err {
+		level.Warn(logger).Log("msg", "some owners of sockets have no name", "err", err)
+	}
+	s.err = text
+}
