@@ -306,6 +306,7 @@ func TestInhibitions(t *testing.T) {
 	}
 	for _, pair := range []string{
 		"TCPSynQueueFull > TCPSynFlood", "TCPSynQueueFull > TCPListenDrops", "TCPListenQueueOverflowing > TCPListenDrops",
+		"TCPPeerNotAnswering > TCPEphemeralPortsHalfUsed", "TCPListenQueueOverflowing > TCPPeerNotAnswering", "TCPSynQueueFull > TCPPeerNotAnswering",
 	} {
 		if want := []string{"job", "instance", "netns"}; !slices.Equal(all[pair], want) {
 			t.Errorf("%s where %v are equal, want %v", pair, all[pair], want)
