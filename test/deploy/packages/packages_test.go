@@ -1,47 +1,45 @@
-// Package packages tests the deb and the rpm with the real package managers, each on
-// a copy of this machine's file system.
+// Package packages tests the deb and the rpm with the real package managers. Each promise is a script in testdata, for a machine that is a
+// copy of this one's file system.
 package packages
 
 import (
+	"errors"
+	"fmt"
 	"io/fs"
-	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
 
 	"timewait_exporter/test/deploy/host"
 )
 
-const (
-	name     = "timewait-exporter"
-	conffile = "/etc/default/timewait_exporter"
-	older    = "1.0.0-rc.1"
-	newer    = "1.0.0"
-	units    = "timewait_exporter.socket timewait_exporter.service"
-	enabled  = "/etc/systemd/system/multi-user.target.wants/timewait_exporter.service"
-)
+// The versions of the packages in the machines' /run/packages.
+const older, newer = "1.0.0-rc.1", "1.0.0"
 
-// files are those of both packages. Each has the zsh completion too, where its
-// distributions have those.
-var files = map[string]fs.FileMode{
-	conffile:                     0o644,
-	"/usr/bin/timewait_exporter": 0o755,
-	"/usr/lib/systemd/system/timewait_exporter.service":                    0o644,
-	"/usr/lib/systemd/system/timewait_exporter.socket":                     0o644,
-	"/usr/share/bash-completion/completions/timewait_exporter":             0o644,
-	"/usr/share/doc/timewait-exporter/CHANGELOG.md":                        0o644,
-	"/usr/share/doc/timewait-exporter/README.md":                           0o644,
-	"/usr/share/doc/timewait-exporter/copyright":                           0o644,
-	"/usr/share/man/man8/timewait_exporter.8.gz":                           0o644,
-	"/usr/share/timewait-exporter/dashboards/timewait-destinations.json":   0o644,
-	"/usr/share/timewait-exporter/dashboards/timewait-fleet.json":          0o644,
-	"/usr/share/timewait-exporter/dashboards/timewait-host.json":           0o644,
-	"/usr/share/timewait-exporter/prometheus/timewait_exporter.alerts.yml": 0o644,
-	"/usr/share/timewait-exporter/prometheus/timewait_exporter.rules.yml":  0o644,
+// TestMain gives the tests mounts of their own, which end with them.
+func TestMain(m *testing.M) {
+	const private = "PRIVATE_MOUNTS"
+	unshare, err := exec.LookPath("unshare")
+	if err == nil && os.Geteuid() == 0 && os.Getenv(private) == "" {
+		err := syscall.Exec(unshare, append([]string{"unshare", "--mount"}, os.Args...), append(os.Environ(), private+"=1"))
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func TestScripts(t *testing.T) {
+	host.Needs(t, "shellcheck")
+	scripts := filepath.Join(host.Checkout(t), "deploy/packages")
+	host.Run(t, scripts, "shellcheck", "generate", "deb/postinst", "deb/prerm", "deb/postrm")
+	host.Run(t, scripts, "shellcheck", "--shell=sh", "rpm/post", "rpm/preun", "rpm/postun")
 }
 
 func TestPackages(t *testing.T) {
@@ -62,217 +60,105 @@ func TestPackages(t *testing.T) {
 			}
 		}
 	}
-
-	t.Run("Deb", func(t *testing.T) { testDeb(t, newMachine(t, packages)) })
-	t.Run("DebServices", func(t *testing.T) { testDebServices(t, newMachine(t, packages)) })
-	t.Run("RPM", func(t *testing.T) { testRPM(t, newMachine(t, packages)) })
-	t.Run("RPMServices", func(t *testing.T) { testRPMServices(t, newMachine(t, packages)) })
-	t.Run("Documents", func(t *testing.T) { testDocuments(t, newMachine(t, packages)) })
-}
-
-func TestScripts(t *testing.T) {
-	host.Needs(t, "shellcheck")
-	scripts := filepath.Join(host.Checkout(t), "deploy/packages")
-	host.Run(t, scripts, "shellcheck", "generate", "deb/postinst", "deb/prerm", "deb/postrm")
-	host.Run(t, scripts, "shellcheck", "--shell=sh", "rpm/post", "rpm/preun", "rpm/postun")
-}
-
-// deb is where the machine has the package.
-func deb(version string) string { return "/run/packages/" + version + ".deb" }
-
-func rpm(version string) string { return "/run/packages/" + version + ".rpm" }
-
-// Installed, upgraded, removed and purged, without a systemd that runs.
-func testDeb(t *testing.T, m *machine) {
-	before := m.written(t)
-	m.run(t, "apt-get", "install", "--yes", deb(older))
-	checkFiles(t, m, m.run(t, "dpkg", "-L", name), "/usr/share/zsh/vendor-completions/_timewait_exporter")
-	checkVersion(t, m, older)
-	if out := m.run(t, "dpkg", "--verify", name); out != "" {
-		t.Errorf("dpkg --verify:\n%s", out)
-	}
-	if !m.has(enabled) {
-		t.Error("the service is not enabled")
-	}
-	if m.has("/etc/systemd/system/sockets.target.wants/timewait_exporter.socket") {
-		t.Error("the socket is enabled")
-	}
-
-	const mine = `ARGS="--collector.source=auto"`
-	m.write(t, conffile, mine, 0o644)
-	m.run(t, "apt-get", "install", "--yes", deb(newer))
-	checkVersion(t, m, newer)
-	if got := m.read(t, conffile); got != mine {
-		t.Errorf("after the upgrade %s is %q", conffile, got)
-	}
-
-	m.run(t, "dpkg", "--remove", name)
-	if got := m.read(t, conffile); got != mine {
-		t.Errorf("once removed, %s is %q", conffile, got)
-	}
-	for file := range files {
-		if file != conffile && m.has(file) {
-			t.Errorf("once removed, there is %s", file)
-		}
-	}
-	m.run(t, "dpkg", "--purge", name)
-	if after := m.written(t); !slices.Equal(after, before) {
-		t.Errorf("once purged there is\n%s\n\nand at first there was\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
-	}
-}
-
-// What the scripts ask of systemd.
-func testDebServices(t *testing.T, m *machine) {
-	m.boot(t)
-	step := func(what string, want []string, args ...string) {
-		t.Helper()
-		m.run(t, args...)
-		if got := m.asked(t); !slices.Equal(got, want) {
-			t.Errorf("%s: systemctl was asked %q and not %q", what, got, want)
-		}
-	}
-	step("installed", []string{"daemon-reload", "start timewait_exporter.service"}, "dpkg", "--install", deb(older))
-	step("upgraded", []string{"daemon-reload", "restart timewait_exporter.service"}, "dpkg", "--install", deb(newer))
-
-	// As `systemctl disable --now` leaves it.
-	if err := os.Remove(filepath.Join(m.root, enabled)); err != nil {
-		t.Fatal(err)
-	}
-	step("upgraded while disabled", []string{"daemon-reload"}, "dpkg", "--install", deb(newer))
-	if m.has(enabled) {
-		t.Error("an upgrade enables a disabled service")
-	}
-
-	// As `systemctl enable` leaves it.
-	socket := "/etc/systemd/system/sockets.target.wants/timewait_exporter.socket"
-	if err := os.MkdirAll(filepath.Join(m.root, filepath.Dir(socket)), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/usr/lib/systemd/system/timewait_exporter.socket", filepath.Join(m.root, socket)); err != nil {
-		t.Fatal(err)
-	}
-	step("removed", []string{"stop " + units, "daemon-reload"}, "dpkg", "--remove", name)
-	step("purged", []string{"daemon-reload"}, "dpkg", "--purge", name)
-	if m.has(socket) {
-		t.Error("a purge leaves the socket enabled")
-	}
-}
-
-// Installed, upgraded and erased, without a systemd that runs.
-func testRPM(t *testing.T, m *machine) {
-	const completions = "/usr/share/zsh/site-functions" // which distributions with rpm have
-	if err := os.MkdirAll(filepath.Join(m.root, completions), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	before := m.written(t)
-	m.run(t, "rpm", "--force-debian", "--install", rpm(older))
-	checkFiles(t, m, m.run(t, "rpm", "--query", "--list", name), completions+"/_timewait_exporter")
-	checkVersion(t, m, older)
-	m.run(t, "rpm", "--verify", name)
-
-	const mine = `ARGS="--collector.source=auto"`
-	m.write(t, conffile, mine, 0o644)
-	m.run(t, "rpm", "--force-debian", "--upgrade", rpm(newer))
-	checkVersion(t, m, newer)
-	if got := m.read(t, conffile); got != mine {
-		t.Errorf("after the upgrade %s is %q", conffile, got)
-	}
-	// Nothing but that file has changed.
-	if out, err := m.try(t, "rpm", "--verify", name); err == nil || !regexp.MustCompile(`^S\.5\S+  c `+conffile+`\n$`).MatchString(out) {
-		t.Errorf("rpm --verify: %v: %s", err, out)
-	}
-
-	m.run(t, "rpm", "--force-debian", "--erase", name)
-	if got := m.read(t, conffile+".rpmsave"); got != mine {
-		t.Errorf("once erased, %s.rpmsave is %q", conffile, got)
-	}
-	if err := os.Remove(filepath.Join(m.root, conffile+".rpmsave")); err != nil {
-		t.Fatal(err)
-	}
-	if after := m.written(t); !slices.Equal(after, before) {
-		t.Errorf("once erased there is\n%s\n\nand at first there was\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
-	}
-}
-
-func testRPMServices(t *testing.T, m *machine) {
-	m.boot(t)
-	step := func(what string, want []string, args ...string) {
-		t.Helper()
-		m.run(t, append([]string{"rpm", "--force-debian"}, args...)...)
-		if got := m.asked(t); !slices.Equal(got, want) {
-			t.Errorf("%s: systemctl was asked %q and not %q", what, got, want)
-		}
-	}
-	step("installed", []string{"daemon-reload", "--no-reload preset timewait_exporter.service"}, "--install", rpm(older))
-	step("upgraded", []string{"daemon-reload", "daemon-reload", "try-restart timewait_exporter.service"}, "--upgrade", rpm(newer))
-	step("erased", []string{"--no-reload disable --now " + units, "daemon-reload"}, "--erase", name)
-}
-
-// The manual page and the completions, as users come by them.
-func testDocuments(t *testing.T, m *machine) {
-	host.Needs(t, "mandoc", "bash", "zsh", "script")
-	m.run(t, "dpkg", "--install", deb(newer))
-
-	page := "/usr/share/man/man8/timewait_exporter.8.gz"
-	m.run(t, "mandoc", "-T", "lint", "-W", "warning", page)
-	text := m.run(t, "mandoc", "-T", "ascii", "-O", "width=1000", page)
-	text = regexp.MustCompile(".\b").ReplaceAllString(text, "")
-	flags := regexp.MustCompile(`(?m)^ +(?:-\w, )?(--\S+?)(?:=|\s|$)`).FindAllStringSubmatch(m.run(t, "env", "COLUMNS=1000", "timewait_exporter", "--help"), -1)
-	if len(flags) < 10 {
-		t.Fatalf("%d flags were understood", len(flags))
-	}
-	for _, flag := range flags {
-		if flag[1] != "--[no-]help" && flag[1] != "--[no-]version" && !strings.Contains(text, "\n       "+flag[1]) {
-			t.Errorf("the manual page has no %s", flag[1])
-		}
-	}
-
-	// The keys complete the flag, and the program prints its version.
-	const keys = "timewait_exporter --vers\t\nexit\n"
-	for shell, c := range map[string]struct{ file, rc, command string }{
-		"bash": {"/run/rc", "PS1='$ '\n. /usr/share/bash-completion/completions/timewait_exporter\n", "bash --rcfile /run/rc -i"},
-		"zsh":  {"/run/.zshrc", "autoload -Uz compinit\ncompinit -u -D\n", "ZDOTDIR=/run zsh -d -i"},
-	} {
-		t.Run(shell, func(t *testing.T) {
-			m.write(t, c.file, c.rc, 0o644)
-			m.write(t, "/run/keys", keys, 0o644)
-			out := m.run(t, "sh", "-c", `timeout 30 script --quiet --command "$1" /dev/null </run/keys`, "-", c.command)
-			if !strings.Contains(out, "timewait_exporter, version "+newer+" ") {
-				t.Errorf("after the keys %q %s shows %q", keys, shell, out)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			root, err := newMachine(env, packages)
+			for name, value := range map[string]string{
+				"ROOT": root, "OLD": older, "NEW": newer, "WANTS": "/etc/systemd/system",
+				"PATH": os.Getenv("PATH"), "HOME": os.Getenv("HOME"), "DEBIAN_FRONTEND": "noninteractive",
+			} {
+				env.Setenv(name, value)
 			}
-		})
+			return err
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"on": on, "written": written, "boot": boot, "asked": asked},
+	})
+}
+
+// newMachine makes this machine's file system with a layer over it that takes all writes,
+// and returns where it is. Like a chroot it runs no systemd.
+func newMachine(env *testscript.Env, packages string) (root string, err error) {
+	dir := filepath.Join(env.WorkDir, "machine")
+	root = filepath.Join(dir, "root")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	var errs []error
+	run := func(program string, args ...string) {
+		if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {
+			errs = append(errs, fmt.Errorf("%s %q: %w: %s", program, args, err, out))
+		}
+	}
+	// An overlay can't have its upper layer on another overlay, as a container has.
+	run("mount", "-t", "tmpfs", "tmpfs", dir)
+	env.Defer(func() { _ = exec.Command("umount", "--recursive", "--lazy", dir).Run() })
+	run("mkdir", root, dir+"/upper", dir+"/work")
+	run("mount", "-t", "overlay", "-o", "lowerdir=/,upperdir="+dir+"/upper,workdir="+dir+"/work", "overlay", root)
+	run("mount", "-t", "tmpfs", "tmpfs", root+"/run")
+	run("mount", "--rbind", "/dev", root+"/dev")
+	run("cp", "-r", packages, root+"/run/packages")
+	// Images of containers forbid dpkg to start services and to unpack documents.
+	run("rm", "-rf", root+"/usr/sbin/policy-rc.d", root+"/etc/dpkg/dpkg.cfg.d")
+	return root, errors.Join(errs...)
+}
+
+// on COMMAND ARGUMENTS runs a program on the machine.
+func on(ts *testscript.TestScript, neg bool, args []string) {
+	if err := ts.Exec("chroot", append([]string{ts.Getenv("ROOT")}, args...)...); (err != nil) != neg {
+		ts.Fatalf("%q: %v", args, err)
 	}
 }
 
-// checkFiles checks that the package's files are those it should have, with the right
-// owner and mode.
-func checkFiles(t *testing.T, m *machine, listed, completion string) {
-	t.Helper()
-	want := maps.Clone(files)
-	want[completion] = 0o644
-	got := map[string]fs.FileMode{}
-	for path := range strings.Lines(listed) {
-		path = strings.TrimSpace(path)
-		info, err := os.Lstat(filepath.Join(m.root, path))
+// written lists what is on the machine and not on this one, but for the package managers'
+// own: databases, caches, logs.
+func written(ts *testscript.TestScript, _ bool, _ []string) {
+	layer := filepath.Join(filepath.Dir(ts.Getenv("ROOT")), "upper")
+	ts.Check(filepath.WalkDir(layer, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
-			t.Error(err)
-		} else if !info.IsDir() {
-			got[path] = info.Mode()
+			return err
 		}
-	}
-	if !maps.Equal(got, want) {
-		t.Errorf("the package has %v\n\nand should have %v", got, want)
-	}
-	for path := range got {
-		if owner := m.run(t, "stat", "--format=%U:%G", path); owner != "root:root\n" {
-			t.Errorf("%s belongs to %s", path, owner)
+		path = strings.TrimPrefix(path, layer)
+		if slices.Contains([]string{"/var/lib/dpkg", "/var/lib/apt", "/var/lib/rpm", os.Getenv("HOME") + "/.rpmdb", "/var/cache", "/var/log"}, path) {
+			return fs.SkipDir
 		}
-	}
+		if entry.IsDir() {
+			if _, err := os.Lstat(path); err == nil || path == "" {
+				return nil
+			}
+		}
+		_, err = fmt.Fprintln(ts.Stdout(), path)
+		return err
+	}))
 }
 
-func checkVersion(t *testing.T, m *machine, version string) {
-	t.Helper()
-	if out := m.run(t, "timewait_exporter", "--version"); !strings.HasPrefix(out, "timewait_exporter, version "+version+" ") {
-		t.Errorf("after the installation of %s:\n%s", version, out)
+// boot makes the machine look as if systemd ran: a stand-in for systemctl writes down what
+// it is asked to do. What needs no systemd the real one does.
+func boot(ts *testscript.TestScript, _ bool, _ []string) {
+	root := ts.Getenv("ROOT")
+	ts.Check(os.MkdirAll(root+"/run/systemd/system", 0o755))
+	ts.Check(os.Rename(root+"/usr/bin/systemctl", root+"/usr/bin/systemctl.real"))
+	ts.Check(os.WriteFile(root+"/usr/bin/systemctl", []byte(`#!/bin/sh
+for unit; do :; done
+case "$*" in
+--root=*) exec systemctl.real "$@" ;;
+*is-active*) exit 3 ;;
+*is-enabled*) [ -e "/etc/systemd/system/multi-user.target.wants/$unit" ] && echo enabled ;;
+*) echo "$*" >>/run/asked ;;
+esac
+`), 0o755))
+}
+
+// asked REQUESTS: that is what systemctl was asked to do since the last time.
+func asked(ts *testscript.TestScript, _ bool, want []string) {
+	path := ts.Getenv("ROOT") + "/run/asked"
+	var got []string
+	for line := range strings.Lines(ts.ReadFile(path)) {
+		words := slices.DeleteFunc(strings.Fields(line), func(word string) bool { return word == "--system" || word == "--quiet" })
+		got = append(got, strings.Join(words, " "))
 	}
+	if !slices.Equal(got, want) {
+		ts.Fatalf("systemctl was asked %q and not %q", got, want)
+	}
+	ts.Check(os.Remove(path))
 }
