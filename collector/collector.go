@@ -11,6 +11,7 @@ import (
 	"github.com/go-kit/log/level"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"timewait_exporter/collector/snapshot"
 	"timewait_exporter/collector/tcptable"
 )
 
@@ -60,6 +61,12 @@ func (c *Collector) probe(ctx context.Context) error {
 	return err
 }
 
+// Snapshot reads the namespace and the node. It returns when ctx ends, with what has been
+// read by then: the namespace's Parts tell what is missing, and why.
+func (c *Collector) Snapshot(ctx context.Context) (*snapshot.Namespace, *snapshot.Node) {
+	return c.scrape(ctx)
+}
+
 // WithContext returns the Collector as a prometheus.Collector whose reads end
 // when ctx does.
 func (c *Collector) WithContext(ctx context.Context) prometheus.Collector {
@@ -81,7 +88,7 @@ func (w withContext) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector. A part that fails has a success of 0, and
 // no metrics but those of the sysctls that did not fail; why is in the log.
 func (w withContext) Collect(ch chan<- prometheus.Metric) {
-	for _, m := range samplesOf(w.c.scrape(w.ctx)) {
+	for _, m := range samplesOf(w.c.Snapshot(w.ctx)) {
 		ch <- m
 	}
 }

@@ -240,6 +240,9 @@ type AcceptQueue struct {
 type Ports struct {
 	// Used are the ports that any socket holds toward anything.
 	Used int
+	// HeldForAll are those of them that connect(2) can use for no destination: of
+	// listening sockets and, where the source shows them, of idle bound ones.
+	HeldForAll int
 	// Connect is the share of the pool, from 0 to 1, that is gone for connect(2) to the
 	// worst destination; Bind for bind(2) with port 0 on the worst local IP, and BindAny
 	// on ::. At 1 the next such call fails.

@@ -336,12 +336,12 @@ func (t *Tally) findUnanswered(d *heldDestination) {
 
 func (t *Tally) ports(n Limits) *snapshot.Ports {
 	used := t.locals.total()
-	out := &snapshot.Ports{Used: used, BindAny: t.share(uint64(used))}
+	out := &snapshot.Ports{Used: used, HeldForAll: t.heldPorts.Len(), BindAny: t.share(uint64(used))}
 
 	// A port is counted toward a destination or as a listener's, never as both:
 	// the labels keep them apart. A destination nobody talks to yet still lacks
 	// the listeners' ports.
-	forAll := uint64(t.heldPorts.Len())
+	forAll := uint64(out.HeldForAll)
 	var blocked uint64
 	worst := t.worstDestinations(max(n.Destinations, 1))
 	out.Destinations = make([]snapshot.Destination, 0, len(worst))
