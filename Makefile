@@ -132,10 +132,11 @@ bench:
 	go test -run '^$$' -bench . -benchmem ./collector/...
 	go -C test run ./bench
 
-# The tables of docs/metrics.md and docs/flags.md from the code.
+# The tables of docs/metrics.md and docs/flags.md and the findings of docs/report.md from the code.
 docs:
 	go test -run '^TestMetricsDoc$$' ./collector -update
 	go test -run '^TestFlagsDoc$$' ./cmd/timewait_exporter -update
+	go test -run '^TestReportDoc$$' ./diagnosis -update
 
 # The Helm chart's links to rules and dashboards, and the plain manifests it renders.
 chart:

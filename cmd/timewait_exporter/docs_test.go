@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/alecthomas/kingpin/v2"
 )
 
 var update = flag.Bool("update", false, "write the table of docs/flags.md anew instead of comparing")
@@ -26,21 +28,27 @@ func TestFlagsDoc(t *testing.T) {
 	}
 	var want strings.Builder
 	want.WriteString(intro + head)
-	for _, flag := range app.Model().Flags {
-		if flag.Hidden {
-			continue
+	rows := func(of string, flags []*kingpin.FlagModel) {
+		for _, flag := range flags {
+			if flag.Hidden {
+				continue
+			}
+			name, value := "--"+flag.Name, strings.Join(flag.Default, ", ")
+			if flag.IsBoolFlag() {
+				name, value = "--[no-]"+flag.Name, ""
+			}
+			if flag.Short != 0 {
+				name = fmt.Sprintf("-%c, %s", flag.Short, name)
+			}
+			if value != "" {
+				value = "`" + value + "`"
+			}
+			fmt.Fprintf(&want, "| `%s%s` | %s | %s |\n", of, name, value, strings.ReplaceAll(flag.Help, "|", `\|`))
 		}
-		name, value := "--"+flag.Name, strings.Join(flag.Default, ", ")
-		if flag.IsBoolFlag() {
-			name, value = "--[no-]"+flag.Name, ""
-		}
-		if flag.Short != 0 {
-			name = fmt.Sprintf("-%c, %s", flag.Short, name)
-		}
-		if value != "" {
-			value = "`" + value + "`"
-		}
-		fmt.Fprintf(&want, "| `%s` | %s | %s |\n", name, value, strings.ReplaceAll(flag.Help, "|", `\|`))
+	}
+	rows("", app.Model().Flags)
+	for _, command := range app.Model().Commands {
+		rows(command.Name+" ", command.Flags)
 	}
 	want.WriteString("\n" + rest)
 	if *update {

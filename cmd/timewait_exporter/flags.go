@@ -37,6 +37,7 @@ type config struct {
 	logFormat      string
 	collector      collector.Config
 	remoteIPs      bool
+	report         *reportConfig // nil if metrics are to be served
 }
 
 const (
@@ -55,11 +56,20 @@ var telemetryPath = regexp.MustCompile(`^(/[\w.~!$&'()*+,;=:@-]+)+$`)
 func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	app, cfg := newFlags()
 	app.UsageWriter(stdout)
+	// A wrong flag has been parsed as far as the command.
+	if given, _ := app.ParseContext(args); given == nil || given.SelectedCommand == nil || given.SelectedCommand.FullCommand() != reportCommand {
+		cfg.report = nil
+	} else {
+		cfg.report.takeFlags(app)
+	}
 	if _, err := app.Parse(args); err != nil {
-		return nil, err
+		return cfg, err
 	}
 	if !cfg.remoteIPs {
 		cfg.collector.Remotes, cfg.collector.Destinations = 0, 0
+	}
+	if cfg.report != nil {
+		return cfg, cfg.checkReport()
 	}
 	return cfg, cfg.check()
 }
@@ -106,10 +116,12 @@ func newFlags() (*kingpin.Application, *config) {
 		&cfg.collector.RemoteGroups)
 	app.Flag("collector.remote-ips", "Name remote IPs in metrics, as is the default. Without, no series has a remote address.").
 		Default("true").BoolVar(&cfg.remoteIPs)
+	app.Command("serve", "Serve metrics. This is what is done without a command.").Default()
+	cfg.report = addReport(app)
 	return app, cfg
 }
 
-// check refuses what kingpin lets pass, and finds the namespace to read.
+// check refuses what kingpin lets pass of the flags for serving.
 func (c *config) check() error {
 	for _, address := range *c.web.WebListenAddresses {
 		if err := checkListenAddress(address); err != nil {
@@ -120,11 +132,16 @@ func (c *config) check() error {
 		strings.HasPrefix(p, "/-/") || strings.HasPrefix(p, runbooks.Path) {
 		return fmt.Errorf("--web.telemetry-path: %q is not a path such as /metrics", p)
 	}
-	if !utf8.ValidString(c.collector.ProcRoot) {
-		return fmt.Errorf("--path.procfs: %q is not UTF-8, as the labels that name it are", c.collector.ProcRoot)
-	}
 	if err := inTime(func() error { return checkWebConfig(*c.web.WebConfigFile) }); err != nil {
 		return fmt.Errorf("--web.config.file: %w", err)
+	}
+	return c.checkSource()
+}
+
+// checkSource finds the namespace to read.
+func (c *config) checkSource() error {
+	if !utf8.ValidString(c.collector.ProcRoot) {
+		return fmt.Errorf("--path.procfs: %q is not UTF-8, as the labels that name it are", c.collector.ProcRoot)
 	}
 	if err := inTime(func() (err error) {
 		c.collector.Namespace, err = collector.FindNamespace(c.collector.ProcRoot)
@@ -206,8 +223,13 @@ type setter struct {
 func (s setter) Set(text string) error { return s.set(text) }
 func (s setter) String() string        { return s.get() }
 
+// flags are those of the program or of a command.
+type flags interface {
+	Flag(name, help string) *kingpin.FlagClause
+}
+
 // number adds a flag for a whole number from 0 to most.
-func number(app *kingpin.Application, name, help string, value *int, def string, most int) {
+func number(app flags, name, help string, value *int, def string, most int) {
 	app.Flag(name, help).Default(def).SetValue(setter{
 		set: func(text string) error {
 			n, err := strconv.Atoi(text)
@@ -222,7 +244,7 @@ func number(app *kingpin.Application, name, help string, value *int, def string,
 }
 
 // choice adds a flag for one of some words.
-func choice(app *kingpin.Application, name, help string, value *string, def string, others ...string) {
+func choice(app flags, name, help string, value *string, def string, others ...string) {
 	words := append([]string{def}, others...)
 	app.Flag(name, help).Default(def).HintOptions(words...).SetValue(setter{
 		set: func(text string) error {

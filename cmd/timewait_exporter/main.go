@@ -22,6 +22,7 @@ import (
 	versioninfo "github.com/prometheus/common/version"
 
 	"timewait_exporter/collector"
+	"timewait_exporter/diagnosis"
 )
 
 func main() {
@@ -42,13 +43,20 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is the daemon: it serves until ctx is done. It returns the exit code: 2
-// for wrong flags, 1 when serving failed.
+// run serves until ctx is done, or writes a report. It returns the exit code: 2
+// for wrong flags, 1 when serving failed; of a report that of its verdict, and 3 for
+// wrong flags.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cfg, err := parseFlags(args, stdout)
 	if err != nil {
 		fmt.Fprintf(stderr, "%s: error: %s, try --help\n", name, oneLine(err.Error()))
+		if cfg.report != nil {
+			return diagnosis.Unknown.ExitCode()
+		}
 		return 2
+	}
+	if cfg.report != nil {
+		return report(ctx, cfg, stdout, stderr)
 	}
 	logs := newLoggers(cfg.logLevel, cfg.logFormat, stderr)
 	logger := logs.program

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/go-kit/log"
+	"golang.org/x/sys/unix"
+
+	"timewait_exporter/collector"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tcptable"
+	"timewait_exporter/diagnosis"
+)
+
+const (
+	reportCommand = "report"
+	// lookTimeout is how long a report may take to look.
+	lookTimeout = time.Minute
+)
+
+// reportConfig is what the command line says of a report.
+type reportConfig struct {
+	format, color string
+	suppress      []string
+	listen        int // 0 if nobody asks
+	sourceIsGiven bool
+	daemonOnly    map[string]*bool // flags that only serving has, and whether they are given
+}
+
+// addReport adds the command and its flags.
+func addReport(app *kingpin.Application) *reportConfig {
+	r := new(reportConfig)
+	c := app.Command(reportCommand, "Say what is wrong with the TCP connections of this machine now, who causes it and what helps. "+
+		"Exits with 0 if nothing is wrong, 1 for a warning, 2 if connections fail now or soon, 3 if that can't be told.")
+	choice(c, "format", "What to write. One of: [text, json]", &r.format, "text", "json")
+	choice(c, "color", "Whether the text has colors; auto is on a terminal and without NO_COLOR in the environment. One of: [auto, always, never]",
+		&r.color, "auto", "always", "never")
+	c.Flag("suppress", "Leave out findings of this code, or of this code about this subject; * is any text. Repeatable.").
+		PlaceHolder("CODE[=SUBJECT]").StringsVar(&r.suppress)
+	number(c, "listen", "Say whether a service could begin to listen on this port, and who is in its way. 0 for none.", &r.listen, "0", 65535)
+	return r
+}
+
+// takeFlags hides the flags of serving, which a report refuses, and notes which are given.
+func (r *reportConfig) takeFlags(app *kingpin.Application) {
+	r.daemonOnly = make(map[string]*bool)
+	for _, flag := range app.Model().Flags {
+		if strings.HasPrefix(flag.Name, "web.") || strings.HasPrefix(flag.Name, "log.") {
+			r.daemonOnly[flag.Name] = new(bool)
+			app.GetFlag(flag.Name).Hidden().IsSetByUser(r.daemonOnly[flag.Name])
+		}
+	}
+	app.GetFlag("collector.source").IsSetByUser(&r.sourceIsGiven)
+}
+
+// checkReport refuses what a report has no use for, and finds the namespace to read.
+func (c *config) checkReport() error {
+	for name, given := range c.report.daemonOnly {
+		if *given {
+			return fmt.Errorf("--%s: a report serves nothing and logs nothing", name)
+		}
+	}
+	if !c.report.sourceIsGiven {
+		c.collector.Source = collector.SourceAuto // it knows more
+	}
+	return c.checkSource()
+}
+
+// report writes what is wrong with the machine, and returns the exit code.
+func report(ctx context.Context, cfg *config, stdout, stderr io.Writer) int {
+	fail := func(err error) int {
+		fmt.Fprintf(stderr, "%s: error: %s\n", name, oneLine(err.Error()))
+		return diagnosis.Unknown.ExitCode()
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	facts, err := look(ctx, cfg)
+	if err != nil {
+		return fail(err)
+	}
+	said := diagnosis.Diagnose(*facts, cfg.report.suppress...)
+	if cfg.report.format == "json" {
+		encoder := json.NewEncoder(stdout)
+		encoder.SetIndent("", "  ")
+		encoder.SetEscapeHTML(false)
+		err = encoder.Encode(said)
+	} else {
+		err = said.WriteText(stdout, cfg.report.colored(stdout))
+	}
+	if err != nil {
+		return fail(err)
+	}
+	return said.Verdict.ExitCode()
+}
+
+// colored reports whether the text is to have colors (https://no-color.org).
+func (r *reportConfig) colored(stdout io.Writer) bool {
+	file, ok := stdout.(*os.File)
+	if r.color != "auto" || !ok {
+		return r.color == "always"
+	}
+	_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
+	return err == nil && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// look takes the facts of this machine, or of a copy of its proc file system.
+func look(ctx context.Context, cfg *config) (*diagnosis.Facts, error) {
+	c, err := collector.New(ctx, cfg.collector, log.NewNopLogger())
+	if err != nil {
+		return nil, err
+	}
+	facts := &diagnosis.Facts{
+		Host: hostname(cfg.collector.ProcRoot), Taken: time.Now().UTC().Truncate(time.Second), Input: diagnosis.Input{Kind: "live"},
+	}
+	ns, node := c.Snapshot(ctx)
+	facts.Namespaces, facts.Node = []*snapshot.Namespace{ns}, node
+	if port := uint16(cfg.report.listen); port != 0 {
+		facts.Listen, err = holders(ctx, cfg, port)
+	}
+	return facts, err
+}
+
+// hostname is what the machine calls itself, as far as proc, a mount of the proc file system
+// or a copy of one, tells.
+func hostname(proc string) string {
+	text, err := os.ReadFile(filepath.Join(proc, "sys/kernel/hostname"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// holders returns the sockets of a port and, as far as that may be known, their programs.
+func holders(ctx context.Context, cfg *config, port uint16) (*diagnosis.Listen, error) {
+	ns := cfg.collector.Namespace
+	sources := []tcptable.Source{tcptable.NewProcNet(ns.Dir)}
+	if ns.Own && cfg.collector.Source != collector.SourceProcfs {
+		sources = []tcptable.Source{tcptable.NewSockDiag(), sources[0]} // which knows idle bound ones too
+	}
+	var errs []error
+	for _, source := range sources {
+		held, err := socketsOf(ctx, source, port)
+		if err == nil {
+			return &diagnosis.Listen{Port: port, Holders: held, Programs: programs(cfg.collector.ProcRoot, held)}, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func socketsOf(ctx context.Context, source tcptable.Source, port uint16) (held []tcptable.Socket, err error) {
+	for s, err := range source.Sockets(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if s.Local.Port == port {
+			held = append(held, s)
+		}
+	}
+	return held, nil
+}
+
+// programs returns the programs that have these sockets open, by inode, as "nginx (pid 12)".
+// Those of other users are root's to see.
+func programs(proc string, sockets []tcptable.Socket) map[uint64]string {
+	wanted := make(map[string]uint64)
+	for i := range sockets {
+		if inode := sockets[i].Inode; inode != 0 {
+			wanted[fmt.Sprintf("socket:[%d]", inode)] = inode
+		}
+	}
+	found := make(map[uint64]string)
+	dirs, _ := filepath.Glob(filepath.Join(proc, "[0-9]*", "fd"))
+	for _, dir := range dirs {
+		if len(wanted) == 0 {
+			break
+		}
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			continue // another user's, or it has ended
+		}
+		for _, file := range files {
+			target, err := os.Readlink(filepath.Join(dir, file.Name()))
+			if inode, ok := wanted[target]; err == nil && ok {
+				process := filepath.Dir(dir)
+				comm, _ := os.ReadFile(filepath.Join(process, "comm"))
+				found[inode] = fmt.Sprintf("%s (pid %s)", cmp.Or(strings.TrimSpace(string(comm)), "?"), filepath.Base(process))
+				delete(wanted, target)
+			}
+		}
+	}
+	return found
+}

@@ -1,0 +1,205 @@
+package diagnosis
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tcptable"
+)
+
+// look is one at a namespace.
+type look struct {
+	ns     *snapshot.Namespace
+	node   *snapshot.Node
+	facts  *Facts
+	report *Report
+	// claims are the findings that explain what is to be seen of a subject, by subject. What
+	// comes later and is about the same adds its evidence to them.
+	claims map[string]*Finding
+}
+
+// all looks for everything. What causes something else comes before it.
+func (l *look) all() {
+	l.parts()
+	if l.ns.Sockets != nil {
+		l.heldForAll()
+		l.reuse()
+		l.ports()
+		l.unanswered()
+		l.closeWaits()
+		l.bind()
+		l.privileged()
+		l.acceptQueues()
+		l.synQueues()
+		l.finWait2()
+		l.lastAck()
+		l.timeWaitTable()
+		l.timeWaitOfOne()
+		l.oneRemote()
+		l.listenersInside()
+		l.harmlessTimeWaits()
+	}
+	l.recycle()
+	l.conntrack()
+	l.nodeLimits()
+	l.listen()
+	l.notYet()
+}
+
+// parts says what could not be read.
+func (l *look) parts() {
+	for _, part := range l.ns.Parts {
+		if part.Err != nil {
+			l.skip(part.Name, fmt.Sprintf("not read: %v", part.Err))
+		}
+	}
+	switch l.ns.Sysctls {
+	case snapshot.SysctlsOther:
+		l.skip("sysctls", "those that can be read here are of another network namespace")
+	case snapshot.SysctlsNone:
+		l.skip("sysctls", "hidden, or not readable")
+	}
+}
+
+// notYet is what one look can't tell.
+func (l *look) notYet() {
+	if l.ns.Sockets == nil {
+		return
+	}
+	l.skip("owner", "which programs hold the sockets: ask ss -tnp as root")
+	l.skip("nofile", "how near programs are to their limit of open files")
+	l.skip("NAT ports", "what stands between may have fewer than this machine")
+	l.skip("growth", "of other states than TIME_WAIT: one look has no history")
+	l.skip("counters", "overflows, drops and aborts that the kernel counts: one look has no rate")
+}
+
+func (l *look) skip(check, reason string) {
+	if len(l.facts.Namespaces) > 1 {
+		check = l.ns.Name + ": " + check
+	}
+	l.report.NotChecked = append(l.report.NotChecked, NotChecked{check, reason})
+}
+
+// find adds a finding. Its code has to be one of Codes.
+func (l *look) find(code string, level Level, format string, args ...any) *Finding {
+	f := &Finding{
+		Code: code, Level: level, Title: fmt.Sprintf(format, args...),
+		Netns: l.ns.Name, Owner: "unknown", OwnerCertainty: "unknown", Runbook: "/runbooks/" + runbookOf(code),
+		Evidence: []Evidence{}, Remedy: []string{},
+	}
+	l.report.Findings = append(l.report.Findings, f)
+	return f
+}
+
+// evidence of a number that has no limit.
+func (f *Finding) evidence(name string, value float64, unit, source string) {
+	f.Evidence = append(f.Evidence, Evidence{Name: name, Value: value, Unit: unit, Source: source})
+}
+
+// against is evidence of a number and its limit.
+func (f *Finding) against(name string, value, limit float64, unit, source string) {
+	f.Evidence = append(f.Evidence, Evidence{Name: name, Value: value, Limit: &limit, Unit: unit, Source: source})
+}
+
+// remedy adds something to do, with what it costs.
+func (f *Finding) remedy(format string, args ...any) {
+	f.Remedy = append(f.Remedy, fmt.Sprintf(format, args...))
+}
+
+// limit notes that a limit was looked at.
+func (l *look) limit(name string, value, limit float64, unit, source string) {
+	l.report.Limits = append(l.report.Limits, Evidence{Name: name, Value: value, Limit: &limit, Unit: unit, Source: source})
+}
+
+// kernel returns a number of the kernel, of the namespace or the node.
+func (l *look) kernel(n kernelstat.Number) (float64, bool) {
+	numbers := l.ns.Kernel
+	if n.OfNode() {
+		if l.node == nil {
+			return 0, false
+		}
+		numbers = l.node.Kernel
+	}
+	value, ok := numbers[n]
+	return float64(value), ok
+}
+
+// share is how much of a limit is used: value, limit and whether both are known.
+func (l *look) share(value, limit kernelstat.Number) (used, most float64, ok bool) {
+	used, ok1 := l.kernel(value)
+	most, ok2 := l.kernel(limit)
+	return used, most, ok1 && ok2 && most > 0
+}
+
+// of returns the connections of a direction in a state, of both families.
+func (l *look) of(d snapshot.Direction, s tcptable.State) uint64 {
+	all := &l.ns.Sockets.Connections
+	return all[snapshot.IPv4][d][s] + all[snapshot.IPv6][d][s]
+}
+
+// largestRemote returns the named remote that has most connections of a direction in a state.
+func (l *look) largestRemote(d snapshot.Direction, s tcptable.State) (name string, n uint64) {
+	for i := range l.ns.Sockets.Remotes {
+		r := &l.ns.Sockets.Remotes[i]
+		if r.States[d][s] > n {
+			name, n = remoteName(r), r.States[d][s]
+		}
+	}
+	return name, n
+}
+
+func remoteName(r *snapshot.Remote) string {
+	switch {
+	case r.Group != "":
+		return r.Group
+	case r.Bits < r.IP.BitLen():
+		return netip.PrefixFrom(r.IP, r.Bits).String()
+	}
+	return r.IP.String()
+}
+
+// timeWaitSeconds is how long a TIME_WAIT holds its port: the kernel's timers fire up to two
+// seconds late (kernel/time/timer.c), the median is a second.
+func timeWaitSeconds(p *kernelstat.Pool) float64 { return p.TimeWait.Seconds() + 1 }
+
+// stateName is how the state is written in texts, as in ss and RFC 9293.
+func stateName(s tcptable.State) string { return strings.ToUpper(s.String()) }
+
+// number writes a count or a rate so that it can be read: 27,100, 0.4.
+func number(v float64) string {
+	if v != math.Trunc(v) && math.Abs(v) < 100 {
+		return strconv.FormatFloat(v, 'g', 2, 64)
+	}
+	digits := strconv.FormatFloat(math.Round(v), 'f', 0, 64)
+	for i := len(digits) - 3; i > 0 && digits[i-1] != '-'; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits
+}
+
+func count[T ~uint64 | ~int](n T) string { return number(float64(n)) }
+
+// percent is rounded down, so that 100 % is never less.
+func percent(share float64) string { return fmt.Sprintf("%d %%", int(100*share+1e-9)) }
+
+// about writes a time so that it can be acted upon.
+func about(d time.Duration) string {
+	switch {
+	case d < 10*time.Second:
+		return "a few seconds"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("about %d s", int(d.Seconds()/5+0.5)*5)
+	case d < 2*time.Hour:
+		return fmt.Sprintf("about %d minutes", int(d.Minutes()+0.5))
+	}
+	return fmt.Sprintf("about %d hours", int(d.Hours()+0.5))
+}
+
+// words makes the name of evidence readable.
+func words(name string) string { return strings.ReplaceAll(name, "_", " ") }

@@ -1,0 +1,478 @@
+package diagnosis
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
+	"timewait_exporter/collector/tcptable"
+)
+
+// go test ./diagnosis -update writes what the tests compare with: read the difference before
+// it is kept.
+var update = flag.Bool("update", false, "write testdata and docs/report.md anew")
+
+// rows are those of a table, listeners first.
+type rows []tcptable.Socket
+
+func addr(ip netip.Addr) tcptable.Addr { return ip.As16() }
+
+// listen adds a listener with so many connections in its accept queue.
+func (r rows) listen(at string, queue, backlog uint32) rows {
+	to := netip.MustParseAddrPort(at)
+	s := tcptable.Socket{Local: tcptable.Endpoint{Addr: addr(to.Addr()), Port: to.Port()}, State: tcptable.Listen, RxQueue: queue, Backlog: backlog, Inode: 1}
+	if to.Addr().Is6() {
+		s.Table = tcptable.TCP6
+	}
+	return append(r, s)
+}
+
+// connect adds n connections in a state, all between these ends; port 0 is one after the other
+// from 32768 on. TIME_WAITs are as old as they are when one comes after the other at the same
+// pace.
+func (r rows) connect(n int, state tcptable.State, local, remote string) rows {
+	near, far := netip.MustParseAddrPort(local), netip.MustParseAddrPort(remote)
+	for i := range n {
+		s := tcptable.Socket{
+			Local:  tcptable.Endpoint{Addr: addr(near.Addr()), Port: near.Port()},
+			Remote: tcptable.Endpoint{Addr: addr(far.Addr()), Port: far.Port()},
+			State:  state, Inode: uint64(1000 + i),
+		}
+		for _, end := range []*tcptable.Endpoint{&s.Local, &s.Remote} {
+			if end.Port == 0 {
+				end.Port = uint16(32768 + i)
+			}
+		}
+		switch state {
+		case tcptable.TimeWait:
+			s.Kind, s.Inode, s.TimerLeft = tcptable.Mini, 0, time.Duration(i)*60*time.Second/time.Duration(n)
+		case tcptable.SynRecv:
+			s.Kind, s.Inode = tcptable.Request, 0
+		case tcptable.LastAck, tcptable.FinWait1:
+			s.Inode = 0
+		}
+		r = append(r, s)
+	}
+	return r
+}
+
+// each changes the rows that were added by the function before it.
+func (r rows) each(change func(i int, s *tcptable.Socket), add func(rows) rows) rows {
+	n := len(r)
+	r = add(r)
+	for i := range r[n:] {
+		change(i, &r[n+i])
+	}
+	return r
+}
+
+// unaccepted has no program accept the connections.
+func unaccepted(_ int, s *tcptable.Socket) { s.Inode = 0 }
+
+// fresh has TIME_WAITs begin within the last 20 s.
+func fresh(_ int, s *tcptable.Socket) { s.TimerLeft = 40*time.Second + s.TimerLeft/3 }
+
+// usual are the limits of a machine that is well.
+func usual() kernelstat.Numbers {
+	return kernelstat.Numbers{
+		kernelstat.Sockstat("tw"): 0, timeWaitLimit: 131072,
+		kernelstat.Sockstat("orphan"): 3, orphanLimit: 131072,
+		kernelstat.Sockstat("mem"): 120, kernelstat.SysctlPlace("net.ipv4.tcp_mem", 0, 3): 187000,
+		kernelstat.SysctlPlace("net.ipv4.tcp_mem", 1, 3): 250000, kernelstat.SysctlPlace("net.ipv4.tcp_mem", 2, 3): 375000,
+		kernelstat.SysctlOr("sunrpc.min_resvport", 665): 665, kernelstat.SysctlOr("sunrpc.max_resvport", 1023): 1023,
+		kernelstat.Conntrack("entries"): 300, kernelstat.Sysctl("net.netfilter.nf_conntrack_max"): 262144,
+		kernelstat.SysctlPlace("fs.file-nr", 0, 3): 4000, kernelstat.SysctlPlace("fs.file-nr", 2, 3): 800000,
+	}
+}
+
+// scene is a machine and what is to be said of it.
+type scene struct {
+	name    string
+	verdict Level
+	code    string // of the first finding
+	subject string
+	rows    rows
+	kernel  kernelstat.Numbers // beside the usual ones
+	pool    func(*kernelstat.Pool)
+	listen  uint16
+}
+
+const (
+	web      = "192.0.2.10:80"
+	database = "192.0.2.20:5432"
+	us       = "10.0.0.1:0"
+)
+
+var client = "198.51.100.7:0"
+
+func scenes() []scene {
+	proxy := rows{}.listen("0.0.0.0:80", 0, 511)
+	for i := range 40 {
+		proxy = proxy.each(func(n int, s *tcptable.Socket) { s.Local.Port = uint16(32768 + 650*i + n) }, func(r rows) rows {
+			return r.connect(650, tcptable.Established, us, fmt.Sprintf("192.0.2.%d:8080", i+100))
+		})
+	}
+	return []scene{
+		{
+			name: "nothing_wrong", verdict: OK,
+			rows: rows{}.listen("0.0.0.0:22", 0, 128).connect(2, tcptable.Established, "10.0.0.1:22", client),
+		},
+		{
+			name: "ports_by_time_wait", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: database,
+			rows: rows{}.connect(27100, tcptable.TimeWait, us, database).each(func(i int, s *tcptable.Socket) { s.Local.Port = uint16(60000 + i) }, func(r rows) rows {
+				return r.connect(12, tcptable.Established, us, database)
+			}),
+		},
+		{
+			name: "ports_gone_by_established", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: database,
+			rows: rows{}.connect(28232, tcptable.Established, us, database),
+		},
+		{
+			name: "ports_by_close_wait", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: web,
+			rows: rows{}.connect(25000, tcptable.CloseWait, us, web),
+		},
+		{
+			name: "ports_by_syn_sent", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: web,
+			rows: rows{}.connect(26000, tcptable.SynSent, us, web),
+		},
+		{
+			name: "ports_predicted", verdict: Critical, code: "TCPEphemeralPortsExhaustionPredicted", subject: database,
+			rows: rows{}.each(fresh, func(r rows) rows { return r.connect(11000, tcptable.TimeWait, us, database) }),
+		},
+		{
+			name: "ports_half_used", verdict: Warning, code: "TCPEphemeralPortsHalfUsed", subject: database,
+			rows: rows{}.connect(16000, tcptable.TimeWait, us, database),
+		},
+		{
+			name: "ports_held_for_all", verdict: Critical, code: "TCPEphemeralPortsHeldForAll",
+			rows: rows{}.each(func(i int, s *tcptable.Socket) {
+				s.Local.Port = uint16(40000 + i)
+				s.Kind = tcptable.Bound
+				s.State = tcptable.Close
+			}, func(r rows) rows {
+				return r.connect(100, tcptable.Close, us, "0.0.0.0:0")
+			}),
+			pool: smallRange,
+		},
+		{
+			name: "bind_ports_of_a_proxy", verdict: Critical, code: "TCPBindPortsNearExhaustion",
+			rows: rows{}.listen("0.0.0.0:40000", 0, 128).each(func(i int, s *tcptable.Socket) {
+				s.Local.Port, s.Remote.Port = uint16(40001+i), uint16(8000+i%30)
+			}, func(r rows) rows { return r.connect(95, tcptable.Established, us, web) }),
+			pool: smallRange,
+		},
+		{
+			name: "reuse_not_working", verdict: Critical, code: "TCPTimeWaitReuseNotWorking", subject: database,
+			rows: rows{}.connect(28000, tcptable.TimeWait, us, database),
+			pool: func(p *kernelstat.Pool) { p.ReuseMode = 1 },
+		},
+		{
+			name: "close_wait_leak_of_a_server", verdict: Warning, code: "TCPCloseWaitLeak", subject: "198.51.100.7",
+			rows: rows{}.listen("0.0.0.0:8080", 0, 128).connect(360, tcptable.CloseWait, "10.0.0.1:8080", client).
+				connect(40, tcptable.Established, "10.0.0.1:8080", "198.51.100.9:0"),
+		},
+		{
+			name: "close_wait_leak_of_a_client", verdict: Warning, code: "TCPCloseWaitLeak", subject: "192.0.2.10",
+			rows: rows{}.connect(300, tcptable.CloseWait, us, web).connect(100, tcptable.Established, us, database),
+		},
+		{
+			name: "close_wait_leak_and_file_handles", verdict: Critical, code: "TCPCloseWaitLeak", subject: "198.51.100.7",
+			rows:   rows{}.listen("0.0.0.0:8080", 0, 128).connect(9000, tcptable.CloseWait, "10.0.0.1:8080", client),
+			kernel: kernelstat.Numbers{kernelstat.SysctlPlace("fs.file-nr", 0, 3): 9600, kernelstat.SysctlPlace("fs.file-nr", 2, 3): 10000},
+		},
+		{
+			name: "accept_queue_full", verdict: Critical, code: "TCPListenQueueOverflowing", subject: "0.0.0.0:8080",
+			rows: rows{}.listen("0.0.0.0:8080", 129, 128).each(unaccepted, func(r rows) rows {
+				return r.connect(100, tcptable.Established, "10.0.0.1:8080", client).connect(29, tcptable.CloseWait, "10.0.0.1:8080", "198.51.100.9:0")
+			}).connect(120, tcptable.SynRecv, "10.0.0.1:8080", "198.51.100.11:0"),
+		},
+		{
+			name: "accept_queue_of_one_full", verdict: Critical, code: "TCPListenQueueOverflowing", subject: "[::]:8080",
+			rows: rows{}.listen("[::]:8080", 4, 3).listen("[::]:8080", 0, 3).listen("[::]:8080", 0, 3).listen("[::]:8080", 0, 3),
+		},
+		{
+			name: "accept_queue_not_drained", verdict: Warning, code: "TCPAcceptQueueNotDrained", subject: "0.0.0.0:8080",
+			rows: rows{}.listen("0.0.0.0:8080", 40, 511).each(unaccepted, func(r rows) rows {
+				return r.connect(40, tcptable.CloseWait, "10.0.0.1:8080", client)
+			}),
+		},
+		{
+			name: "syn_flood", verdict: Warning, code: "TCPSynFlood", subject: "198.51.100.7",
+			rows:   rows{}.listen("0.0.0.0:443", 0, 128).connect(128, tcptable.SynRecv, "10.0.0.1:443", client),
+			kernel: kernelstat.Numbers{kernelstat.Netstat("SyncookiesSent"): 91000},
+		},
+		{
+			name: "syn_queue_full", verdict: Critical, code: "TCPSynQueueFull", subject: "198.51.100.7",
+			rows:   rows{}.listen("0.0.0.0:443", 0, 4096).connect(49, tcptable.SynRecv, "10.0.0.1:443", client),
+			kernel: kernelstat.Numbers{kernelstat.Sysctl("net.ipv4.tcp_syncookies"): 0},
+		},
+		{
+			name: "peer_not_answering", verdict: Critical, code: "TCPPeerNotAnswering", subject: database,
+			rows: rows{}.each(func(_ int, s *tcptable.Socket) { s.Unanswered = 5 }, func(r rows) rows {
+				return r.connect(40, tcptable.Established, us, database)
+			}),
+		},
+		{
+			name: "privileged_ports", verdict: Critical, code: "TCPPrivilegedPortsNearExhaustion", subject: "self",
+			rows: rows{}.each(func(i int, s *tcptable.Socket) { s.Local.Port = uint16(665 + i) }, func(r rows) rows {
+				return r.connect(359, tcptable.TimeWait, us, "192.0.2.30:2049")
+			}),
+		},
+		{
+			name: "conntrack", verdict: Warning, code: "ConntrackNearLimit", subject: "self",
+			kernel: kernelstat.Numbers{kernelstat.Conntrack("entries"): 250000, kernelstat.Conntrack("insert_failed"): 81},
+		},
+		{
+			name: "one_remote_dominates", verdict: Warning, code: "TCPOneRemoteDominates", subject: "198.51.100.7",
+			rows: rows{}.listen("0.0.0.0:443", 0, 128).connect(3000, tcptable.Established, "10.0.0.1:443", client).
+				connect(300, tcptable.Established, "10.0.0.1:443", "198.51.100.9:0").connect(300, tcptable.Established, "10.0.0.1:443", "198.51.100.11:0"),
+		},
+		{
+			name: "time_wait_of_one_remote", verdict: Warning, code: "TCPTimeWaitOneRemote", subject: "198.51.100.7",
+			rows:   rows{}.listen("0.0.0.0:80", 0, 128).connect(20000, tcptable.TimeWait, "10.0.0.1:80", client).connect(500, tcptable.TimeWait, "10.0.0.1:80", "198.51.100.9:0"),
+			kernel: kernelstat.Numbers{kernelstat.Sockstat("tw"): 20500},
+		},
+		{
+			name: "time_wait_accumulating", verdict: Warning, code: "TCPTimeWaitAccumulating", subject: "198.51.100.7",
+			rows:   rows{}.listen("0.0.0.0:80", 0, 128).connect(3000, tcptable.TimeWait, "10.0.0.1:80", client),
+			kernel: kernelstat.Numbers{kernelstat.Sockstat("tw"): 3000, timeWaitLimit: 5000},
+		},
+		{
+			name: "time_wait_near_limit", verdict: Warning, code: "TCPTimeWaitNearLimit", subject: "198.51.100.7",
+			rows:   rows{}.listen("0.0.0.0:80", 0, 128).connect(3000, tcptable.TimeWait, "10.0.0.1:80", client),
+			kernel: kernelstat.Numbers{kernelstat.Sockstat("tw"): 3000, timeWaitLimit: 3100},
+		},
+		{
+			name: "time_wait_overflowing", verdict: Warning, code: "TCPTimeWaitOverflowing", subject: "198.51.100.7",
+			rows:   rows{}.listen("0.0.0.0:80", 0, 128).connect(3000, tcptable.TimeWait, "10.0.0.1:80", client),
+			kernel: kernelstat.Numbers{kernelstat.Sockstat("tw"): 3000, timeWaitLimit: 3000, kernelstat.Netstat("TCPTimeWaitOverflow"): 512},
+		},
+		{
+			name: "time_wait_recycle", verdict: Warning, code: "TCPTimeWaitRecycleEnabled", subject: "self",
+			kernel: kernelstat.Numbers{kernelstat.Sysctl("net.ipv4.tcp_tw_recycle"): 1},
+		},
+		{
+			name: "time_wait_harmless", verdict: Info, code: "TCPTimeWaitHarmless", subject: "self",
+			rows: rows{}.listen("0.0.0.0:80", 0, 128).connect(5000, tcptable.TimeWait, "10.0.0.1:80", client).connect(700, tcptable.TimeWait, us, database),
+		},
+		{
+			name: "fin_wait2", verdict: Warning, code: "TCPFinWait2Accumulating", subject: "198.51.100.7",
+			rows: rows{}.listen("0.0.0.0:80", 0, 128).connect(14000, tcptable.FinWait2, "10.0.0.1:80", client),
+		},
+		{
+			name: "last_ack", verdict: Warning, code: "TCPLastAckAccumulating", subject: "198.51.100.7",
+			rows: rows{}.listen("0.0.0.0:80", 0, 128).connect(14000, tcptable.LastAck, "10.0.0.1:80", client),
+		},
+		{
+			name: "orphans", verdict: Warning, code: "TCPOrphansNearLimit", subject: "self",
+			kernel: kernelstat.Numbers{kernelstat.Sockstat("orphan"): 5000, orphanLimit: 8192},
+		},
+		{
+			name: "memory_pressure", verdict: Warning, code: "TCPMemoryPressure", subject: "self",
+			kernel: kernelstat.Numbers{kernelstat.Sockstat("mem"): 300000},
+		},
+		{
+			name: "memory_gone", verdict: Critical, code: "TCPConnectionsAbortedForMemory", subject: "self",
+			kernel: kernelstat.Numbers{kernelstat.Sockstat("mem"): 375000},
+		},
+		{
+			name: "file_handles", verdict: Critical, code: "FileHandlesNearLimit", subject: "self",
+			kernel: kernelstat.Numbers{kernelstat.SysctlPlace("fs.file-nr", 0, 3): 9600, kernelstat.SysctlPlace("fs.file-nr", 2, 3): 10000},
+		},
+		{
+			name: "listener_inside_range", verdict: Info, code: "TCPListenersInsidePortRange", subject: "0.0.0.0:50051",
+			rows: rows{}.listen("0.0.0.0:50051", 0, 128).listen("0.0.0.0:22", 0, 128),
+		},
+		{
+			name: "listen_port_taken", verdict: Critical, code: "TCPListenPortTaken", subject: "0.0.0.0:8080", listen: 8080,
+			rows: rows{}.listen("0.0.0.0:8080", 0, 128),
+		},
+		{
+			name: "listen_port_of_a_client", verdict: Critical, code: "TCPListenPortTaken", subject: "0.0.0.0:32768", listen: 32768,
+			rows: rows{}.connect(1, tcptable.Established, us, database),
+		},
+		{
+			name: "listen_port_free", verdict: Info, code: "TCPListenPortFree", subject: "0.0.0.0:8080", listen: 8080,
+			rows: rows{}.connect(5, tcptable.TimeWait, "10.0.0.1:8080", client),
+		},
+		{name: "proxy_that_is_well", verdict: Warning, code: "TCPBindPortsNearExhaustion", rows: proxy},
+	}
+}
+
+func smallRange(p *kernelstat.Pool) { *p = pool(40000, 40099) }
+
+func pool(low, high int) kernelstat.Pool {
+	p := kernelstat.Pool{Low: low, High: high, TimeWait: kernelstat.TimeWaitLength, Timestamps: true, ReuseDelay: time.Second}
+	for port := low; port <= high; port++ {
+		p.Ports.Add(uint16(port))
+	}
+	p.Size = p.Ports.Len()
+	return p
+}
+
+// facts counts the scene's rows as a scrape does.
+func (s *scene) facts(t *testing.T) Facts {
+	t.Helper()
+	p := pool(32768, 60999)
+	if s.pool != nil {
+		s.pool(&p)
+	}
+	all := func(yield func(tcptable.Socket, error) bool) {
+		for _, row := range s.rows {
+			if !yield(row, nil) {
+				return
+			}
+		}
+	}
+	synLimit := uint64(math.MaxUint64)
+	if cookies, ok := s.kernel[kernelstat.Sysctl("net.ipv4.tcp_syncookies")]; ok && cookies == 0 {
+		synLimit = 49
+	}
+	listening, err := tally.CountListening(func(yield func(tcptable.Socket, error) bool) {
+		for _, row := range s.rows {
+			if row.State == tcptable.Listen && !yield(row, nil) {
+				return
+			}
+		}
+	}, synLimit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := tally.New(32, 128)
+	if err := counted.Count(all, &p, listening); err != nil {
+		t.Fatal(err)
+	}
+	numbers := usual()
+	maps.Copy(numbers, s.kernel)
+	node, ns := make(kernelstat.Numbers), make(kernelstat.Numbers)
+	for n, value := range numbers {
+		if n.OfNode() {
+			node[n] = value
+		} else {
+			ns[n] = value
+		}
+	}
+	facts := Facts{
+		Host: "web1", Taken: time.Date(2026, 3, 1, 3, 0, 0, 0, time.UTC), Input: Input{Kind: "live"},
+		Node: &snapshot.Node{Kernel: node},
+		Namespaces: []*snapshot.Namespace{{
+			Name: "self", Sysctls: snapshot.SysctlsSame, Pool: &p, Kernel: ns,
+			Sockets: counted.Snapshot(tally.Limits{Remotes: 50, Destinations: 20, Listeners: 50, Locals: 20}),
+		}},
+	}
+	if s.listen != 0 {
+		facts.Listen = &Listen{Port: s.listen, Programs: map[uint64]string{1: "java (pid 2211)"}}
+		for _, row := range s.rows {
+			if row.Local.Port == s.listen {
+				facts.Listen.Holders = append(facts.Listen.Holders, row)
+			}
+		}
+	}
+	return facts
+}
+
+// TestScenes compares what is said of each scene with testdata, and holds it to what is
+// promised of every report.
+func TestScenes(t *testing.T) {
+	for _, s := range scenes() {
+		t.Run(s.name, func(t *testing.T) {
+			r := Diagnose(s.facts(t))
+			first := &Finding{}
+			if len(r.Findings) > 0 {
+				first = r.Findings[0]
+			}
+			if r.Verdict != s.verdict || first.Code != s.code || s.subject != "" && first.Subject() != s.subject {
+				t.Errorf("%s %s %s, want %s %s %s", r.Verdict, first.Code, first.Subject(), s.verdict, s.code, s.subject)
+			}
+			serious := 0
+			for _, f := range r.Findings {
+				if f.Level != Info {
+					serious++
+				}
+				if f.Title == "" || f.Cause == "" || len(f.Evidence) == 0 || !slices.ContainsFunc(Codes(), func(c Code) bool { return c.Name == f.Code }) {
+					t.Errorf("not a whole finding: %+v", f)
+				}
+			}
+			if serious > 1 {
+				t.Errorf("%d findings of one cause", serious)
+			}
+
+			var text bytes.Buffer
+			if err := r.WriteText(&text, false); err != nil {
+				t.Fatal(err)
+			}
+			for i, line := range strings.Split(text.String(), "\n") {
+				if i > 0 && len([]rune(line)) > width || strings.HasSuffix(line, " ") {
+					t.Errorf("line %d: %q", i, line)
+				}
+			}
+			compare(t, "testdata/"+s.name+".txt", text.Bytes())
+			encoded, err := json.MarshalIndent(r, "", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			compare(t, "testdata/"+s.name+".json", append(encoded, '\n'))
+		})
+	}
+}
+
+func compare(t *testing.T, file string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("not as %s:\n%s", file, got)
+	}
+}
+
+// TestNothingChecked has nothing to say, which is no health.
+func TestNothingChecked(t *testing.T) {
+	ns := &snapshot.Namespace{Name: "self", Sysctls: snapshot.SysctlsNone, Parts: []snapshot.Part{{Name: "sockets", Err: errors.New("no table")}}}
+	r := Diagnose(Facts{Namespaces: []*snapshot.Namespace{ns}, Node: &snapshot.Node{}})
+	if r.Verdict != Unknown || r.Verdict.ExitCode() != 3 || !strings.Contains(r.Summary, "no table") {
+		t.Errorf("%s, exit %d: %s", r.Verdict, r.Verdict.ExitCode(), r.Summary)
+	}
+}
+
+// TestSuppress leaves out what is named, by code or by subject, and says so.
+func TestSuppress(t *testing.T) {
+	for pattern, want := range map[string]int{
+		"TCPCloseWaitLeak": 0, "TCPCloseWaitLeak=198.51.100.7": 0, "TCP*=198.51.*": 0, "*": 0,
+		"TCPCloseWait": 1, "TCPCloseWaitLeak=198.51.100.70": 1, "TCPCloseWaitLeak=198x51*": 1,
+	} {
+		for _, s := range scenes() {
+			if s.name != "close_wait_leak_of_a_server" {
+				continue
+			}
+			r := Diagnose(s.facts(t), pattern)
+			if len(r.Findings) != want || (want == 0) != slices.ContainsFunc(r.NotChecked, func(n NotChecked) bool { return n.Reason == "suppressed" }) {
+				t.Errorf("%s leaves %d findings, not checked: %v", pattern, len(r.Findings), r.NotChecked)
+			}
+		}
+	}
+}

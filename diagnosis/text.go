@@ -1,0 +1,242 @@
+package diagnosis
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+const (
+	width = 80 // of a terminal, and of a ticket
+	// tableRows is how many rows of each table the text shows; the JSON has all.
+	tableRows = 5
+)
+
+// WriteText writes the report for people, at most 80 columns wide but for its first line,
+// which is one sentence that begins with the verdict. With color it has the escape sequences
+// of a terminal.
+func (r *Report) WriteText(w io.Writer, color bool) error {
+	t := text{color: color}
+	t.line("%s: %s", t.paint(r.Verdict, strings.ToUpper(string(r.Verdict))), printable(r.Summary))
+	t.line("")
+	where := cmp.Or(r.Host, "unknown host") + ", " + r.Taken.UTC().Format(time.RFC3339) + ", " + r.Input.Kind
+	if r.Input.Path != "" {
+		where += " " + r.Input.Path
+	}
+	t.wrap("", printable(where))
+	for _, f := range r.Findings {
+		t.finding(f)
+	}
+	t.limits(r.Limits)
+	t.tables(&r.Tables)
+	t.notChecked(r.NotChecked)
+	t.capacity(r.Capacity)
+	_, err := w.Write(t.Bytes())
+	return err
+}
+
+// text is a report that is being written.
+type text struct {
+	bytes.Buffer
+	color bool
+}
+
+func (t *text) line(format string, args ...any) {
+	t.WriteString(strings.TrimRight(fmt.Sprintf(format, args...), " "))
+	t.WriteByte('\n')
+}
+
+// paint colors what is about a level.
+func (t *text) paint(level Level, s string) string {
+	sequence := map[Level]string{OK: "32", Info: "36", Warning: "33", Critical: "1;31", Unknown: "35"}[level]
+	if !t.color || sequence == "" {
+		return s
+	}
+	return "\x1b[" + sequence + "m" + s + "\x1b[0m"
+}
+
+func (t *text) heading(s string) {
+	t.line("")
+	if t.color {
+		s = "\x1b[1m" + s + "\x1b[0m"
+	}
+	t.line("%s", s)
+}
+
+// wrap writes words in lines after a label; those that follow the first are indented as far.
+func (t *text) wrap(label, s string) {
+	indent := strings.Repeat(" ", utf8.RuneCountInString(label))
+	at := label
+	for word := range strings.FieldsSeq(s) {
+		switch {
+		case at == label || at == indent:
+			at += word
+		case utf8.RuneCountInString(at)+1+utf8.RuneCountInString(word) > width:
+			t.line("%s", at)
+			at = indent + word
+		default:
+			at += " " + word
+		}
+	}
+	t.line("%s", at)
+}
+
+func (t *text) finding(f *Finding) {
+	t.line("")
+	t.line("%s %s", t.paint(f.Level, strings.ToUpper(string(f.Level))), f.Code)
+	t.wrap("  What  ", printable(f.Title))
+	who := []string{"netns " + f.Netns}
+	for _, part := range []struct{ name, value string }{{"listener", f.Listener}, {"remote", f.Remote}, {"program", f.Program}} {
+		if part.value != "" {
+			who = append(who, part.name+" "+part.value)
+		}
+	}
+	who = append(who, "owner "+f.Owner)
+	t.wrap("  Who   ", printable(strings.Join(who, ", ")))
+	t.wrap("  Why   ", printable(f.Cause))
+	for _, e := range f.Evidence {
+		t.line("          %-36s %s", words(e.Name), e.amount())
+	}
+	for i, remedy := range f.Remedy {
+		label := "        "
+		if i == 0 {
+			label = "  Do    "
+		}
+		t.wrap(fmt.Sprintf("%s%d. ", label, i+1), printable(remedy))
+	}
+	t.wrap("  Read  ", strings.TrimPrefix(f.Runbook, "/")+".md, or "+f.Runbook+" of the exporter")
+}
+
+// amount is the number with its limit and unit.
+func (e *Evidence) amount() string {
+	if e.Unit == "port" {
+		return strconv.Itoa(int(e.Value))
+	}
+	amount := number(e.Value)
+	if e.Limit != nil {
+		amount += " of " + number(*e.Limit)
+	}
+	return amount + " " + e.Unit
+}
+
+func (t *text) limits(limits []Evidence) {
+	if len(limits) == 0 {
+		return
+	}
+	t.heading("Limits that were looked at")
+	for _, e := range limits {
+		share := "-"
+		if e.Limit != nil && *e.Limit > 0 {
+			share = percent(e.Value / *e.Limit)
+		}
+		t.line("  %5s  %-36s %s", share, words(e.Name), e.amount())
+	}
+}
+
+// tables writes the largest of each. Of one namespace its name is no news.
+func (t *text) tables(tables *Tables) {
+	if len(tables.States) > 0 {
+		t.heading("Connections by state")
+		type key struct{ direction, state string }
+		n := make(map[key]uint64)
+		var states []string
+		for _, row := range tables.States {
+			if !slices.Contains(states, row.State) {
+				states = append(states, row.State)
+			}
+			n[key{row.Direction, row.State}] += row.Connections
+		}
+		t.line("  %-14s %12s %12s", "", "inbound", "outbound")
+		for _, state := range states {
+			t.line("  %-14s %12s %12s", state, count(n[key{"inbound", state}]), count(n[key{"outbound", state}]))
+		}
+	}
+	if len(tables.Destinations) > 0 {
+		t.heading("Destinations, by ports gone")
+		for _, row := range top(tables.Destinations) {
+			ip, _ := netip.ParseAddr(row.RemoteIP)
+			t.line("  %5s  %s from %s", percent(row.DestinationPortUtilisation), netip.AddrPortFrom(ip, row.RemotePort), row.LocalIP)
+			t.wrap("         ", printable(amounts(row.DestinationPortsUsed)))
+		}
+	}
+	if len(tables.Remotes) > 0 {
+		t.heading("Remotes, by connections")
+		for _, row := range top(tables.Remotes) {
+			t.wrap(fmt.Sprintf("  %-40s ", printable(row.RemoteIP+" "+row.Direction)), amounts(row.RemoteConnections))
+		}
+	}
+	if len(tables.Owners) > 0 {
+		t.heading("Owners, by connections")
+		for _, row := range top(tables.Owners) {
+			t.wrap(fmt.Sprintf("  %-40s ", printable(row.Owner+" "+row.Direction)), amounts(row.OwnerConnections))
+		}
+	}
+	if len(tables.Listeners) > 0 {
+		t.heading("Listeners, by connections")
+		for _, row := range top(tables.Listeners) {
+			queue := count(row.ListenerAcceptQueue) + " wait for accept()"
+			if row.ListenerAcceptQueueLimit != nil {
+				queue = count(row.ListenerAcceptQueue) + " of " + count(*row.ListenerAcceptQueueLimit+row.ListenerSockets) + " wait for accept()"
+			}
+			t.wrap(fmt.Sprintf("  port %-6d %s; ", row.LocalPort, queue), cmp.Or(amounts(row.ListenerConnections), "no connections"))
+		}
+	}
+}
+
+func top[T any](all []T) []T { return all[:min(len(all), tableRows)] }
+
+// amounts writes counts by state, the largest first.
+func amounts(byState map[string]uint64) string {
+	states := slices.SortedFunc(maps.Keys(byState), func(a, b string) int {
+		return cmp.Or(cmp.Compare(byState[b], byState[a]), cmp.Compare(a, b))
+	})
+	for i, state := range states {
+		states[i] = count(byState[state]) + " " + state
+	}
+	return strings.Join(states, ", ")
+}
+
+func (t *text) notChecked(all []NotChecked) {
+	if len(all) == 0 {
+		return
+	}
+	t.heading("Not checked")
+	for _, n := range all {
+		t.wrap("  "+printable(n.Check)+": ", printable(n.Reason))
+	}
+}
+
+func (t *text) capacity(all []Capacity) {
+	if len(all) == 0 {
+		return
+	}
+	t.heading("How long: connections a second that can be opened and closed again")
+	names := map[string]string{"pool": "ports", "reuse": "ports, reused", "tw_buckets": "tcp_max_tw_buckets"}
+	for _, c := range all[:min(len(all), tableRows)] {
+		now := "not known now"
+		if c.NowPerSecond != nil {
+			now = number(*c.NowPerSecond) + " now"
+		}
+		t.line("  to %s from %s", c.Remote, c.LocalIP)
+		t.line("     %s/s at most (%s), slow from %s/s, %s", number(c.ClosesPerSecond), names[c.Limit], number(c.SlowFromPerSecond), now)
+	}
+}
+
+// printable makes one line of text that a terminal shows as it is: names in it may come from
+// the network or from anybody on the machine.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !strconv.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
