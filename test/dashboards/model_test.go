@@ -26,7 +26,6 @@ type board struct {
 	Title         string `json:"title"`
 	Description   string `json:"description"`
 	SchemaVersion int    `json:"schemaVersion"`
-	Inputs        any    `json:"__inputs"`
 	Links         []link `json:"links"`
 	Templating    struct {
 		List []variable `json:"list"`
@@ -44,24 +43,17 @@ type link struct {
 }
 
 type variable struct {
-	Name       string     `json:"name"`
-	Type       string     `json:"type"`
-	Query      any        `json:"query"`
-	Definition string     `json:"definition"`
-	Regex      string     `json:"regex"`
-	Datasource datasource `json:"datasource"`
+	Name       string `json:"name"`
+	Type       string `json:"type"`
+	Query      any    `json:"query"`
+	Definition string `json:"definition"`
+	Regex      string `json:"regex"`
 }
 
 type annotation struct {
-	Name       string     `json:"name"`
-	Expr       string     `json:"expr"`
-	IconColor  string     `json:"iconColor"`
-	Datasource datasource `json:"datasource"`
-}
-
-type datasource struct {
-	Type string `json:"type"`
-	UID  string `json:"uid"`
+	Name      string `json:"name"`
+	Expr      string `json:"expr"`
+	IconColor string `json:"iconColor"`
 }
 
 type panel struct {
@@ -70,17 +62,15 @@ type panel struct {
 	Title         string `json:"title"`
 	Description   string `json:"description"`
 	PluginVersion string `json:"pluginVersion"`
-	LibraryPanel  any    `json:"libraryPanel"`
 	GridPos       struct {
 		X int `json:"x"`
 		Y int `json:"y"`
 		W int `json:"w"`
 		H int `json:"h"`
 	} `json:"gridPos"`
-	Datasource datasource `json:"datasource"`
-	Links      []link     `json:"links"`
-	Targets    []target   `json:"targets"`
-	Options    struct {
+	Links   []link   `json:"links"`
+	Targets []target `json:"targets"`
+	Options struct {
 		Legend legend `json:"legend"`
 	} `json:"options"`
 	FieldConfig struct {
@@ -98,7 +88,6 @@ type panel struct {
 		Overrides []override `json:"overrides"`
 	} `json:"fieldConfig"`
 	Transformations []transformation `json:"transformations"`
-	Panels          []panel          `json:"panels"`
 }
 
 type legend struct {
@@ -156,13 +145,12 @@ type transformation struct {
 
 // target is a query as Grafana has it.
 type target struct {
-	RefID        string     `json:"refId"`
-	Expr         string     `json:"expr"`
-	LegendFormat string     `json:"legendFormat"`
-	Format       string     `json:"format"`
-	Instant      bool       `json:"instant"`
-	Range        bool       `json:"range"`
-	Datasource   datasource `json:"datasource"`
+	RefID        string `json:"refId"`
+	Expr         string `json:"expr"`
+	LegendFormat string `json:"legendFormat"`
+	Format       string `json:"format"`
+	Instant      bool   `json:"instant"`
+	Range        bool   `json:"range"`
 }
 
 // readBoards reads all dashboards, by uid.
