@@ -3,6 +3,7 @@ package host
 import (
 	"debug/elf"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -11,9 +12,10 @@ import (
 // network namespace and sysctls from source.
 func CheckMetrics(t testing.TB, body, source string) {
 	t.Helper()
-	success := regexp.MustCompile(`(?m)^timewait_exporter_collector_success\{.*\} 1$`)
-	if n := len(success.FindAllString(body, -1)); n != 8 {
-		t.Errorf("%d collectors succeeded, not 8, in\n%s", n, body)
+	// Owners and conntrack are parts where the host lets them be seen.
+	success := regexp.MustCompile(`(?m)^timewait_exporter_collector_success\{.*\} ([01])$`).FindAllStringSubmatch(body, -1)
+	if len(success) < 8 || slices.ContainsFunc(success, func(found []string) bool { return found[1] == "0" }) {
+		t.Errorf("a collector failed, or there are fewer than 8, in\n%s", body)
 	}
 	for _, want := range []string{
 		`timewait_exporter_netns_info{netns="host",path="/proc/self/net",sysctls="same"} 1`,
