@@ -214,28 +214,3 @@ func TestNewSource(t *testing.T) {
 		t.Errorf("netlink of a copy: %v", err)
 	}
 }
-
-// TestCollectThisKernel reads the kernel that the test runs on.
-func TestCollectThisKernel(t *testing.T) {
-	cfg := fixture(t, "/proc")
-	p := scrapeOf(t, cfg)
-	for _, part := range []string{"ports", "sockets", "sockstat", "snmp", "netstat", "conntrack", "sysctls", "file-nr"} {
-		p.want(t, 1, "timewait_exporter_collector_success", "collector", part)
-	}
-	p.want(t, 1, "timewait_exporter_netns_info", "sysctls", "same")
-	for _, m := range Metrics() {
-		switch m.Name {
-		case "tcp_time_wait_recycle_enabled", // no longer in the kernel
-			"conntrack_entries", "conntrack_insert_failed_total", "conntrack_drops_total", "conntrack_early_drops_total", "conntrack_limit", // a module's
-			"tcp_orphan_limit", "tcp_memory_limit_bytes", // only in its first namespace
-			"tcp_remote_connections", "tcp_destination_ports_used", "tcp_destination_port_utilisation_ratio", "tcp_destination_unanswered_connections", "tcp_local_ports_used", "tcp_local_port_utilisation_ratio",
-			"tcp_listener_connections", "tcp_listener_accept_queue", "tcp_listener_accept_queue_limit", "tcp_listener_syn_queue_fill_ratio", "tcp_listener_unaccepted_connections", "tcp_listener_owner_info", "tcp_owner_connections", "tcp_owner_unaccepted_connections",
-			"tcp_owner_close_wait_oldest_seconds", "tcp_owner_close_wait_older_connections", "tcp_owner_info": // only with sockets
-		default:
-			if len(p.family(m.Name)) == 0 {
-				t.Errorf("%s is missing", m.Name)
-			}
-		}
-	}
-	p.want(t, 0, "timewait_exporter_malformed_rows_total")
-}

@@ -68,22 +68,16 @@ func TestDevices(t *testing.T) {
 // remotes, two local IPs.
 func TestDevicesLinkLocal(t *testing.T) {
 	pool := portsOf(t, 42000, 42099, "")
-	var rows []tcptable.Socket
+	rows := sockets(
+		"tcp6 listen [fe80::1%2]:179 [::]:0",
+		"tcp6 established [fe80::1%2]:179 [fe80::9%2]:5000",
+		"tcp6 established [fe80::1%3]:179 [fe80::9%3]:5000", // its port is not the listener's
+	)
 	for port := range 60 {
-		for zone := range uint32(2) {
-			s := socket(fmt.Sprintf("tcp6 syn_sent [fe80::1]:%d [fe80::9]:179", 42000+port))
-			s.Local.Addr, s.Remote.Addr = s.Local.Addr.WithZone(zone+2), s.Remote.Addr.WithZone(zone+2)
-			rows = append(rows, s)
+		for zone := 2; zone <= 3; zone++ {
+			rows = append(rows, socket(fmt.Sprintf("tcp6 syn_sent [fe80::1%%%d]:%d [fe80::9%%%d]:179", zone, 42000+port, zone)))
 		}
 	}
-	listener := socket("tcp6 listen [fe80::1]:179 [::]:0")
-	listener.Local.Addr = listener.Local.Addr.WithZone(2)
-	accepted := socket("tcp6 established [fe80::1]:179 [fe80::9]:5000")
-	accepted.Local.Addr, accepted.Remote.Addr = accepted.Local.Addr.WithZone(2), accepted.Remote.Addr.WithZone(2)
-	other := socket("tcp6 established [fe80::1]:179 [fe80::9]:5000") // its port is not the listener's
-	other.Local.Addr, other.Remote.Addr = other.Local.Addr.WithZone(3), other.Remote.Addr.WithZone(3)
-	rows = append([]tcptable.Socket{listener}, append(rows, accepted, other)...)
-
 	p := tallied(t, pool, everything, rows...)
 	for _, zone := range []string{"%2", "%3"} {
 		p.want(t, 0.6, "tcp_destination_port_utilisation_ratio", "local_ip", "fe80::1"+zone, "remote_ip", "fe80::9"+zone, "remote_port", "179")

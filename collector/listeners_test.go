@@ -98,9 +98,7 @@ func TestSynQueue(t *testing.T) {
 	f(0.05, cookies, v4, 5, any4, row("tcp", "10.0.0.2", 9))
 	f(0.5, cookies, v6, 5, any4, row("tcp6", "[::]", 9))
 	f(0.5, cookies, mapped, 5, any4, row("tcp6", "[::]", 9)) // dual-stack
-	linkLocal := row("tcp6", "[fe80::1]", 9)
-	linkLocal.Local.Addr = linkLocal.Local.Addr.WithZone(3)
-	f(0.5, cookies, "tcp6 syn_recv [fe80::1]:80 [fe80::9]:4000", 5, linkLocal)
+	f(0.5, cookies, "tcp6 syn_recv [fe80::1]:80 [fe80::9]:4000", 5, row("tcp6", "[fe80::1%3]", 9))
 	f(0, cookies, v4, 5, row("tcp6", "[::]", 9)) // its listener has gone meanwhile
 
 	p := tallyPage(t, tally.New(32, 128), nil, everything, dumpWith(0, any4), any4)

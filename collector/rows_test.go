@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -97,7 +98,8 @@ func sockets(texts ...string) []tcptable.Socket {
 
 func endpoint(text string) tcptable.Endpoint {
 	a := netip.MustParseAddrPort(text)
-	return tcptable.Endpoint{Addr: a.Addr().As16(), Port: a.Port()}
+	zone, _ := strconv.ParseUint(a.Addr().Zone(), 10, 32) // 0 if there is none
+	return tcptable.Endpoint{Addr: tcptable.Addr(a.Addr().As16()).WithZone(uint32(zone)), Port: a.Port()}
 }
 
 // portsOf is a pool of the ports from low to high without those that are listed.
@@ -265,10 +267,8 @@ func TestRemoteGroups(t *testing.T) {
 		"tcp time_wait 10.0.0.1:4002 192.0.2.1:443",
 		"tcp time_wait 10.0.0.1:4002 192.0.2.1:444",
 		"tcp time_wait 10.0.0.1:4003 192.0.3.9:443",
-		"tcp6 established [fe80::1]:4005 [fe80::9]:80",
+		"tcp6 established [fe80::1%3]:4005 [fe80::9%3]:80",
 	)
-	last := &rows[len(rows)-1]
-	last.Remote.Addr = last.Remote.Addr.WithZone(3)
 	f := func(remotes, bits4, bits6 int, remoteIPs float64, groups string, want ...string) {
 		t.Helper()
 		var all []tally.Group

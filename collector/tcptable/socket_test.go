@@ -87,6 +87,23 @@ func texts(sockets []Socket) (lines []string) {
 	return lines
 }
 
+// allocations counts those of a walk, which has so many rows at least.
+func allocations(t *testing.T, source Source, least int) float64 {
+	t.Helper()
+	return testing.AllocsPerRun(5, func() {
+		rows := 0
+		for _, err := range source.Sockets(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			rows++
+		}
+		if rows < least {
+			t.Fatalf("%d rows, want %d", rows, least)
+		}
+	})
+}
+
 // openFiles counts this process's file descriptors.
 func openFiles(t *testing.T) int {
 	t.Helper()
