@@ -161,6 +161,9 @@ var (
 	queueBytes = newMetric("tcp_queue_bytes", "gauge", fromTable,
 		"Bytes that the programs have not read (queue=\"receive\") or the peers have not acknowledged (queue=\"send\"), listeners excluded.",
 		"netns", "direction", "queue")
+	timerConnections = newMetric("tcp_timer_connections", "gauge", fromTable,
+		"Connections, half-open ones, orphans and minisocks excluded, by the timer that runs: none, and only the program or a word of the peer ends it; retransmit, a SYN, data or FIN is not acknowledged yet; keepalive; probe, data waits for room at the peer, or for a route.",
+		"netns", "direction", "timer")
 	unansweredConnections = newMetric("tcp_unanswered_connections", "gauge", fromTable,
 		"Connections, half-open ones and orphans excluded, whose last three or more retransmissions or probes nobody answered: the peer, or the path to it, is gone. established always, syn_sent outbound always, of other states only what is not zero.",
 		"netns", "direction", "state")
@@ -328,7 +331,7 @@ func Metrics() []*Metric {
 		ephemeralPorts, ephemeralPortsUsed, ephemeralLow, ephemeralHigh, ephemeralUtilisation,
 		destinationPortsUsed, destinationUtilisation, destinationUnanswered, destinations, localPortsUsed, localUtilisation, privilegedUtilisation,
 		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted, listenerSynQueueFill,
-		queueBytes, unansweredConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
+		queueBytes, timerConnections, unansweredConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
 		ownerConnections, ownerUnaccepted, listenerOwnerInfo, ownerCloseWaitOldest, ownerCloseWaitOlder, ownerInfo,
 		socketsInUse, upperBound,
 	}, kernelMetrics, []*Metric{

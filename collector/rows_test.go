@@ -587,9 +587,45 @@ func TestUnanswered(t *testing.T) {
 	p.want(t, 7, "tcp_unanswered_connections")
 	p.want(t, 4, "tcp_destination_unanswered_connections", "remote_ip", "10.0.0.2", "remote_port", "5432", "local_ip", "10.0.0.1")
 	p.want(t, 5, "tcp_destination_unanswered_connections")
+	for timer, n := range map[tcptable.Timer]float64{tcptable.TimerNone: 0, tcptable.TimerRetransmit: 8, tcptable.TimerKeepalive: 0, tcptable.TimerProbe: 0} {
+		p.want(t, n, "tcp_timer_connections", "timer", timer.String())
+	}
 	// That nobody answers frees no port.
 	p.want(t, 0.05, "tcp_destination_port_utilisation_ratio", "remote_ip", "10.0.0.2")
 	p.want(t, 3, "tcp_destination_ports_used", "remote_ip", "10.0.0.2", "state", "established")
+}
+
+// TestTimers counts what is connected, or about to be, by the timer that runs.
+func TestTimers(t *testing.T) {
+	rows := sockets("tcp listen 0.0.0.0:80 0.0.0.0:0")
+	add := func(text string, timer tcptable.Timer, inode uint64, kind tcptable.Kind) {
+		s := socket(text)
+		s.Timer, s.Inode, s.Kind = timer, inode, kind
+		rows = append(rows, s)
+	}
+	for timer, n := range map[tcptable.Timer]int{tcptable.TimerNone: 1, tcptable.TimerRetransmit: 2, tcptable.TimerKeepalive: 3, tcptable.TimerProbe: 4, 5: 1} {
+		for i := range n {
+			add(fmt.Sprintf("tcp established 10.0.0.1:%d 10.0.0.2:80", 4000+i), timer, 1, tcptable.Full)
+			add(fmt.Sprintf("tcp close_wait 10.0.0.1:80 10.0.0.2:%d", 4000+i), timer, uint64(i), tcptable.Full) // the first is not accepted
+			add(fmt.Sprintf("tcp fin_wait2 10.0.0.1:80 10.0.0.2:%d", 4100+i), timer, 1, tcptable.Full)
+			// What is not.
+			add(fmt.Sprintf("tcp fin_wait2 10.0.0.1:80 10.0.0.2:%d", 4200+i), timer, 0, tcptable.Full)
+			add(fmt.Sprintf("tcp fin_wait2 10.0.0.1:80 10.0.0.2:%d", 4300+i), tcptable.TimerNone, 0, tcptable.Mini)
+			add(fmt.Sprintf("tcp time_wait 10.0.0.1:80 10.0.0.2:%d", 4400+i), tcptable.TimerNone, 0, tcptable.Mini)
+			add(fmt.Sprintf("tcp syn_recv 10.0.0.1:80 10.0.0.2:%d", 4500+i), timer, 0, tcptable.Full)
+			add(fmt.Sprintf("tcp syn_recv 10.0.0.1:80 10.0.0.2:%d", 4600+i), tcptable.TimerNone, 0, tcptable.Request)
+			add(fmt.Sprintf("tcp close 10.0.0.1:%d 10.0.0.2:80", 4700+i), timer, 1, tcptable.Full)
+			add(fmt.Sprintf("tcp last_ack 10.0.0.1:%d 10.0.0.2:80", 4800+i), timer, 0, tcptable.Full)
+		}
+	}
+	p := tallied(t, nil, everything, rows...)
+	for timer, n := range map[string]float64{"none": 1, "retransmit": 2, "keepalive": 3, "probe": 4} {
+		p.want(t, n, "tcp_timer_connections", "direction", "outbound", "timer", timer)
+		p.want(t, 2*n, "tcp_timer_connections", "direction", "inbound", "timer", timer)
+	}
+	if n := len(p.family("tcp_timer_connections")); n != 8 {
+		t.Errorf("%d series of timers, want 8", n)
+	}
 }
 
 // TestDestinationsTopUnanswered names small destinations that are gone among many large

@@ -105,6 +105,9 @@ func (s *samples) addSockets(ns *snapshot.Namespace, node *snapshot.Node) {
 				s.add(connections, float64(sockets.Connections[f][d][state]), f.String(), d.String(), state.String())
 			}
 		}
+		for _, timer := range []tcptable.Timer{tcptable.TimerNone, tcptable.TimerRetransmit, tcptable.TimerKeepalive, tcptable.TimerProbe} {
+			s.add(timerConnections, float64(sockets.Timers[d][timer]), d.String(), timer.String())
+		}
 		for state, rows := range sockets.Unanswered[d] {
 			state := tcptable.State(state)
 			if rows > 0 || state == tcptable.Established || state == tcptable.SynSent && d == snapshot.Outbound {

@@ -143,9 +143,11 @@ type Sockets struct {
 	// Orphans are connections that their program has closed and the kernel still works
 	// on, minisocks left out.
 	Orphans uint64
-	// Unanswered are full sockets, half-open ones and orphans left out, whose last three or
-	// more retransmissions or probes nobody has answered (icsk_retransmits and
-	// icsk_probes_out in include/net/inet_connection_sock.h).
+	// Timers counts full sockets, half-open ones and orphans left out, by the timer that runs;
+	// one that none of tcptable has is not in it.
+	Timers [NumDirections][tcptable.NumTimers]uint64
+	// Unanswered are those of them whose last three or more retransmissions or probes nobody
+	// has answered (icsk_retransmits and icsk_probes_out in include/net/inet_connection_sock.h).
 	Unanswered [NumDirections]States
 	// TimeWait counts connections in TIME_WAIT by the time they have left. The bounds
 	// rise; the last bucket is for those of kernels whose TIME_WAIT is longer than 60 s, and is there

@@ -27,6 +27,7 @@ type Tally struct {
 	received    [snapshot.NumDirections]uint64 // bytes in the receive queues
 	unsent      [snapshot.NumDirections]uint64 // bytes in the send queues
 	orphans     uint64
+	timers      [snapshot.NumDirections][tcptable.NumTimers]uint64
 	unanswered  [snapshot.NumDirections]snapshot.States
 	timeWait    [snapshot.NumDirections]timeWaits
 
@@ -184,9 +185,14 @@ func (t *Tally) add(s *tcptable.Socket) {
 	if orphan {
 		t.orphans++
 	}
-	silent := s.Unanswered >= unansweredFrom && !orphan && s.State != tcptable.SynRecv
-	if silent {
-		t.unanswered[dir][s.State]++
+	silent := false
+	if s.Kind == tcptable.Full && !orphan && s.State != tcptable.SynRecv && s.State != tcptable.Close {
+		if s.Timer < tcptable.NumTimers {
+			t.timers[dir][s.Timer]++
+		}
+		if silent = s.Unanswered >= unansweredFrom; silent {
+			t.unanswered[dir][s.State]++
+		}
 	}
 
 	var cgroup uint32

@@ -29,6 +29,7 @@ func (t *Tally) Snapshot(n Limits) *snapshot.Sockets {
 		Unread:         t.received,
 		Unacknowledged: t.unsent,
 		Orphans:        t.orphans,
+		Timers:         t.timers,
 		Unanswered:     t.unanswered,
 		TimeWait:       t.buckets(),
 		Destinations:   t.destinations.distinct(),

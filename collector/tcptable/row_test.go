@@ -198,7 +198,7 @@ func appendRow(b []byte, sl int, s Socket) []byte {
 		timer, references = 1, 0
 	}
 	b = fmt.Appendf(b, "%02X %08X:%08X %02X:%08X %08X %5d %8d %d %d %016x", uint8(s.State), s.TxQueue, s.RxQueue,
-		timer, s.TimerLeft.Milliseconds()/10, retransmits, sl%200_000, probes, s.Inode, references, sl)
+		uint8(timer), s.TimerLeft.Milliseconds()/10, retransmits, sl%200_000, probes, s.Inode, references, sl)
 	if s.Kind == Full {
 		b = append(b, " 20 4 30 10 -1"...)
 	}

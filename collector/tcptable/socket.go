@@ -97,6 +97,21 @@ const (
 	NumTimers = 5
 )
 
+// String returns the timer's name.
+func (t Timer) String() string {
+	switch t {
+	case TimerNone:
+		return "none"
+	case TimerRetransmit:
+		return "retransmit"
+	case TimerKeepalive:
+		return "keepalive"
+	case TimerProbe:
+		return "probe"
+	}
+	return "timer " + strconv.Itoa(int(t))
+}
+
 // Table is one of the two tables; a socket is in exactly one of them.
 type Table uint8
 

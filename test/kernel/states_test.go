@@ -166,6 +166,7 @@ func TestStates(t *testing.T) {
 				rs.compareListeners(t, p)
 				rs.compareQueues(t, p)
 				rs.compareTimeWaits(t, p)
+				rs.compareTimers(t, p)
 				pages = append(pages, p)
 			})
 		}
@@ -508,6 +509,21 @@ func (rs rows) compareQueues(t *testing.T, p page) {
 	if n := want[key{"outbound", "send"}]; n < 3*2*500 {
 		t.Errorf("outbound send queues hold %v bytes, want at least 3000", n)
 	}
+}
+
+func (rs rows) compareTimers(t *testing.T, p page) {
+	for _, timer := range []string{"none", "retransmit", "keepalive", "probe"} {
+		for _, direction := range []string{"inbound", "outbound"} {
+			n := rs.count(func(r row) bool { return r.direction == direction && r.timer == timer && !r.orphan })
+			if n == 0 {
+				t.Errorf("nothing %s was built with timer %s", direction, timer)
+			}
+			if got := p.value(t, "tcp_timer_connections", "direction", direction, "timer", timer); got != float64(n) {
+				t.Errorf("tcp_timer_connections{%s %s} = %v, built were %d", direction, timer, got, n)
+			}
+		}
+	}
+	p.want(t, float64(rs.count(func(r row) bool { return r.timer != "" && !r.orphan })), "tcp_timer_connections")
 }
 
 // compareUnanswered waits until the far end, which answers nothing, has left each

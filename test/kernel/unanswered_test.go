@@ -46,6 +46,10 @@ func TestAnswered(t *testing.T) {
 		for _, p := range es.scrape(t) {
 			p.want(t, 0, "tcp_unanswered_connections")
 			p.want(t, 0, "tcp_destination_unanswered_connections")
+			p.want(t, 1, "tcp_timer_connections", "direction", "outbound", "timer", "none") // whose peer has answered
+			p.want(t, 2, "tcp_timer_connections", "direction", "inbound", "timer", "none")
+			p.want(t, 1, "tcp_timer_connections", "timer", "keepalive")
+			p.want(t, 1, "tcp_timer_connections", "timer", "probe")
 		}
 	})
 }
