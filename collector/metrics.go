@@ -89,7 +89,7 @@ const other = "other"
 // The metrics. Collect makes them anew in each scrape.
 var (
 	connections = newMetric("tcp_connections", "gauge", fromTable,
-		"Sockets in the TCP table by address family (::ffff: addresses count as ipv4), direction and state. Inbound: a listener holds the local port.",
+		"Sockets in the TCP table by address family (::ffff: addresses count as ipv4), direction and state. Inbound: a listener holds the local port, or held it at an earlier scrape and has left connections.",
 		"netns", "family", "direction", "state")
 	remoteConnections = newMetric("tcp_remote_connections", "gauge", fromTable,
 		"Connections of the remote IPs that have most of them, of all remote groups by name, and of all others as remote_ip=\"other\". Only what is not zero.",

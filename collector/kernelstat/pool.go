@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"math"
 	"math/bits"
 	"strconv"
@@ -20,6 +21,22 @@ func (s *PortSet) Add(port uint16) { s[port/64] |= 1 << (port % 64) }
 
 // Has reports whether the set has a port.
 func (s *PortSet) Has(port uint16) bool { return s[port/64]&(1<<(port%64)) != 0 }
+
+// Remove takes a port out of the set.
+func (s *PortSet) Remove(port uint16) { s[port/64] &^= 1 << (port % 64) }
+
+// All yields the ports in the set.
+func (s *PortSet) All() iter.Seq[uint16] {
+	return func(yield func(uint16) bool) {
+		for i, word := range s {
+			for ; word != 0; word &= word - 1 {
+				if !yield(uint16(64*i + bits.TrailingZeros64(word))) {
+					return
+				}
+			}
+		}
+	}
+}
 
 // addRange adds the ports from low to high.
 func (s *PortSet) addRange(low, high int) {

@@ -37,6 +37,9 @@ type Tally struct {
 	devices      devices
 
 	listeners     [tcptable.NumTables]listeners
+	former        *former
+	begun         time.Time
+	whole         bool // the walk has ended, and well
 	listenerPorts map[uint16]*listenerPort
 	queues        *acceptQueues
 	halfOpen      map[synQueue]uint64 // connections
@@ -45,7 +48,7 @@ type Tally struct {
 	sharedMinis map[sharedEndpoint]snapshot.States // at most MaxEndpoints
 
 	held      kernelstat.PortSet // by any row
-	heldPorts kernelstat.PortSet // of the pool, held whatever the destination: by LISTEN and Bound rows
+	heldPorts kernelstat.PortSet // of the pool, held whatever the destination: by LISTEN and Bound rows, or what former listeners have left
 	locals    localPorts
 
 	named []uint32 // the hashes of the destinations that Snapshot named
@@ -56,6 +59,38 @@ type listeners struct {
 	ports    kernelstat.PortSet             // on any address
 	wildcard kernelstat.PortSet             // on all addresses, or on some that bound has no room for
 	bound    map[tcptable.Endpoint]struct{} // at most MaxEndpoints
+}
+
+func newListeners() (all [tcptable.NumTables]listeners) {
+	for t := range all {
+		all[t].bound = make(map[tcptable.Endpoint]struct{})
+	}
+	return all
+}
+
+// accept reports whether there is a listener for connections to a local address and port.
+func (l *listeners) accept(local *tcptable.Endpoint) bool {
+	switch {
+	case !l.ports.Has(local.Port):
+		return false
+	case l.wildcard.Has(local.Port):
+		return true
+	}
+	_, ok := l.bound[*local]
+	return ok
+}
+
+// keep adds those of other listeners that are on these ports.
+func (l *listeners) keep(others *listeners, ports *kernelstat.PortSet) {
+	for i, word := range ports {
+		l.ports[i] |= word
+		l.wildcard[i] |= others.wildcard[i] & word
+	}
+	for at := range others.bound {
+		if ports.Has(at.Port) && len(l.bound) < MaxEndpoints {
+			l.bound[at] = struct{}{}
+		}
+	}
 }
 
 // unansweredFrom is how many retransmissions or probes in a row without an answer make a
@@ -89,6 +124,8 @@ func New(prefixIPv4, prefixIPv6 int, all ...Group) *Tally {
 		wholeRemotes:  prefixIPv4 == 32 && prefixIPv6 == 128,
 		groups:        newGroups(all),
 		destinations:  newCounts[destination](MaxDestinations),
+		listeners:     newListeners(),
+		former:        newFormer(),
 		listenerPorts: make(map[uint16]*listenerPort),
 		queues:        newAcceptQueues(),
 		halfOpen:      make(map[synQueue]uint64),
@@ -98,14 +135,12 @@ func New(prefixIPv4, prefixIPv6 int, all ...Group) *Tally {
 	for d := range t.remotes {
 		t.remotes[d] = newCounts[tcptable.Addr](MaxRemotes)
 	}
-	for i := range t.listeners {
-		t.listeners[i].bound = make(map[tcptable.Endpoint]struct{})
-	}
 	return t
 }
 
-// Count counts one walk of the table; what was counted before is forgotten. Rows are
-// judged by the pool and the dump of listeners, either of which may be nil. After an
+// Count counts one walk of the table; what was counted before is forgotten, but for the
+// listeners of whole walks, whose connections may be there when they are not. Rows are
+// judged by these, the pool and the dump of listeners; both may be nil. After an
 // error there is nothing to be had but Rows: half a table would look like a quiet
 // machine.
 func (t *Tally) Count(rows iter.Seq2[tcptable.Socket, error], p *kernelstat.Pool, l *Listening) error {
@@ -131,6 +166,11 @@ func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
 	clear(t.listenerPorts)
 	t.queues.reset()
 	clear(t.halfOpen)
+	if t.whole {
+		t.former.end(t.begun, &t.listeners)
+	}
+	now := time.Now()
+	held := t.former.begin(now, p)
 	for i := range t.listeners {
 		clear(t.listeners[i].bound)
 	}
@@ -149,6 +189,7 @@ func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
 		destinations: t.destinations, devices: t.devices,
 		listenerPorts: t.listenerPorts, queues: t.queues, halfOpen: t.halfOpen, locals: t.locals, owned: t.owned, sharedMinis: t.sharedMinis, named: t.named[:0],
 		listeners: [tcptable.NumTables]listeners{{bound: t.listeners[tcptable.TCP].bound}, {bound: t.listeners[tcptable.TCP6].bound}},
+		former:    t.former, begun: now, heldPorts: held,
 	}
 }
 
@@ -254,6 +295,10 @@ func (t *Tally) finish() {
 		t.addRemoteOf(&t.destinations.entries[i])
 	}
 	t.devices.findWorst()
+	for i := range t.heldPorts {
+		t.heldPorts[i] &= t.held[i] // what former listeners have left may have gone
+	}
+	t.whole = true
 }
 
 // addRemoteOf counts what a destination has for its remote, so that an outbound row
@@ -308,27 +353,23 @@ func (t *Tally) holdForAll(s *tcptable.Socket) {
 
 // directionOf tells who connected to whom: a connection of a listener's port came
 // in, unless it is only just sending its SYN. A listener takes connections of its
-// own table only.
+// own table only. It may have gone.
 //
 // What TPROXY hands to a listener keeps the address and port the client asked for,
 // and has the listener's IP_TRANSPARENT. A transparent proxy's own connections have
 // it as well, but a port of the pool, unless the proxy chose the client's.
 func (t *Tally) directionOf(s *tcptable.Socket) snapshot.Direction {
-	l := &t.listeners[s.Table]
 	port := s.Local.Port
 	switch {
 	case s.State == tcptable.SynRecv:
 		return snapshot.Inbound
 	case s.State == tcptable.SynSent:
+		if t.pool != nil && t.pool.Ports.Has(port) {
+			t.former.clients.Add(port)
+		}
 		return snapshot.Outbound
-	case s.Transparent && t.pool != nil && !t.pool.Ports.Has(port):
-		return snapshot.Inbound
-	case !l.ports.Has(port):
-		return snapshot.Outbound
-	case l.wildcard.Has(port):
-		return snapshot.Inbound
-	}
-	if _, ok := l.bound[s.Local]; ok {
+	case s.Transparent && t.pool != nil && !t.pool.Ports.Has(port),
+		t.listeners[s.Table].accept(&s.Local), t.former.accepted(s):
 		return snapshot.Inbound
 	}
 	return snapshot.Outbound
