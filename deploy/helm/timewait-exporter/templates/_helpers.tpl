@@ -54,6 +54,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- with index . 1 -}}
 port: metrics
+# namespace, pod and container are those of who has the sockets, not of the exporter.
+honorLabels: true
 {{- if $values.webConfig.tlsSecret }}
 scheme: https
 {{- end }}
