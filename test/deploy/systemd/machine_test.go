@@ -16,8 +16,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"timewait_exporter/test/deploy/host"
 )
 
 // patience is how long anything that must happen may take.
@@ -162,48 +160,7 @@ func waitReady(notify *net.UnixConn) (*os.Process, error) {
 	}
 }
 
-// enter returns the command line that runs args on the machine.
-func (m *machine) enter(args ...string) []string {
-	return append([]string{"nsenter", "--target", strconv.Itoa(m.leader.Pid), "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup"}, args...)
-}
-
-// run runs a program that must succeed on the machine, and returns what it prints.
-func (m *machine) run(t *testing.T, args ...string) string {
-	t.Helper()
-	line := m.enter(args...)
-	return host.Run(t, "", line[0], line[1:]...)
-}
-
-// curl asks for a page of the exporter.
-func (m *machine) curl(t *testing.T, args ...string) (string, error) {
-	line := m.enter(append([]string{"curl", "--silent", "--show-error", "--fail", "--max-time", "10"}, args...)...)
-	out, err := exec.CommandContext(t.Context(), line[0], line[1:]...).Output()
-	return string(out), err
-}
-
-// write writes a file as root.
-func (m *machine) write(t *testing.T, path, content string) {
-	t.Helper()
-	path = filepath.Join("/proc", strconv.Itoa(m.leader.Pid), "root", path)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// eventually fails the test unless what comes true in time. Until then it is tried
-// again; tried says how it stands.
-func (m *machine) eventually(t *testing.T, what string, tried func() (bool, string)) {
-	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		ok, state := tried()
-		if ok {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%s: %s\n%s", what, state, m.run(t, "journalctl", "--no-pager", "--lines=50", "--unit=timewait_exporter.*"))
-		}
-	}
+// enter are the arguments of nsenter to which those of a program on the machine are added.
+func (m *machine) enter() []string {
+	return []string{"--target", strconv.Itoa(m.leader.Pid), "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup"}
 }

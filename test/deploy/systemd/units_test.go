@@ -3,15 +3,15 @@
 package systemd
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
 
 	"timewait_exporter/test/deploy/host"
 	"timewait_exporter/test/program"
@@ -21,8 +21,6 @@ func TestMain(m *testing.M) { program.Main(m, "../../..") }
 
 const (
 	service = "timewait_exporter.service"
-	socket  = "timewait_exporter.socket"
-	metrics = "http://localhost:10793/metrics"
 
 	// dynamicUser are the users that systemd invents, 61184 to 65519.
 	dynamicUser = `6[1-5]\d{3}`
@@ -34,79 +32,39 @@ func TestExposure(t *testing.T) {
 	host.Run(t, host.Checkout(t), "systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=15", "deploy/systemd/"+service)
 }
 
+// TestUnits runs the script of testdata on a machine.
 func TestUnits(t *testing.T) {
 	host.NeedsRoot(t)
 	host.Needs(t, "systemd-nspawn", "curl", "openssl")
 	m := boot(t, install(t))
-
-	t.Run("verify", func(t *testing.T) {
-		out := m.run(t, "sh", "-c", "systemd-analyze verify --recursive-errors=no "+service+" "+socket+" 2>&1")
-		if out != "" {
-			t.Error(out)
+	failed := func(ts *testscript.TestScript) { // names the line of the script
+		if t.Failed() {
+			ts.Fatalf("not so")
 		}
-	})
-	for _, source := range []string{"procfs", "netlink"} {
-		t.Run(source, func(t *testing.T) {
-			m.reset(t, "--collector.source="+source)
-			m.run(t, "systemctl", "start", service)
-			host.CheckMetrics(t, m.scrape(t, metrics), source)
-			host.CheckRights(t, m.process(t), dynamicUser)
-			m.run(t, "systemctl", "stop", service)
-			m.want(t, service, "ActiveState=inactive Result=success ExecMainStatus=0 NRestarts=0")
-		})
 	}
-	// SIGQUIT ends a Go program as a panic does.
-	for name, signal := range map[string]string{"killed": "SIGKILL", "crashed": "SIGQUIT"} {
-		t.Run(name, func(t *testing.T) {
-			m.reset(t, "")
-			m.run(t, "systemctl", "start", service)
-			m.scrape(t, metrics)
-			m.run(t, "systemctl", "kill", "--signal="+signal, service)
-			m.want(t, service, "ActiveState=active NRestarts=1")
-			m.scrape(t, metrics)
-		})
-	}
-	t.Run("wrong flag", func(t *testing.T) {
-		m.reset(t, "--nonsense")
-		m.run(t, "systemctl", "start", service)
-		m.want(t, service, "ActiveState=failed ExecMainStatus=2 NRestarts=0")
-	})
-	t.Run("socket", func(t *testing.T) {
-		m.reset(t, "--web.systemd-socket")
-		m.run(t, "systemctl", "start", socket)
-		m.want(t, service, "ActiveState=inactive")
-		host.CheckMetrics(t, m.scrape(t, metrics), "procfs")
-		host.CheckRights(t, m.process(t), dynamicUser)
-
-		m.run(t, "systemctl", "restart", service)
-		host.CheckMetrics(t, m.scrape(t, metrics), "procfs")
-		m.want(t, service, "ActiveState=active NRestarts=0")
-	})
-	t.Run("wrong flag on the socket", func(t *testing.T) {
-		m.reset(t, "--nonsense")
-		before := m.starts(t)
-		m.run(t, "systemctl", "start", socket)
-		if _, err := m.curl(t, metrics); err == nil {
-			t.Error("somebody answers")
-		}
-		m.want(t, service, "ActiveState=failed ExecMainStatus=2 NRestarts=0")
-		m.want(t, socket, "SubState=listening")
-		m.flags(t, "--web.systemd-socket")
-		m.scrape(t, metrics)
-		if starts := m.starts(t) - before; starts != 2 {
-			t.Errorf("two scrapes started it %d times", starts)
-		}
-	})
-	// As the unit says: what only root may read reaches the exporter all the same.
-	t.Run("TLS", func(t *testing.T) {
-		m.reset(t, "--web.config.file=/run/credentials/timewait_exporter.service/web.yml")
-		m.write(t, "/run/systemd/system/"+service+".d/tls.conf", "[Service]\n"+commented(t, `LoadCredential=\S+`))
-		m.run(t, "systemctl", "daemon-reload")
-		m.write(t, "/etc/timewait_exporter/web.yml", "tls_server_config: {cert_file: tls.crt, key_file: tls.key}\n")
-		m.run(t, "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost",
-			"-addext", "subjectAltName=DNS:localhost", "-config", "/dev/null", "-keyout", "/etc/timewait_exporter/tls.key", "-out", "/etc/timewait_exporter/tls.crt")
-		m.run(t, "systemctl", "start", service)
-		m.scrape(t, "https://localhost:10793/metrics", "--cacert", "/etc/timewait_exporter/tls.crt")
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("PATH", os.Getenv("PATH"))
+			env.Setenv("SERVICE", service)
+			env.Setenv("SOCKET", "timewait_exporter.socket")
+			unit := host.Read(t, filepath.Join(host.Checkout(t), "deploy/systemd", service))
+			return os.WriteFile(filepath.Join(env.WorkDir, "unit"), []byte(unit), 0o644)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"on": m.on, "flags": m.flags, "reset": m.reset, "want": m.want,
+			// scrape SOURCE [URL CURL-FLAGS]: the page is whole.
+			"scrape": func(ts *testscript.TestScript, _ bool, args []string) {
+				host.CheckMetrics(t, m.scrape(ts, args[1:]), args[0])
+				failed(ts)
+			},
+			// rights: the exporter has none, and a user of its own.
+			"rights": func(ts *testscript.TestScript, _ bool, _ []string) {
+				m.on(ts, false, []string{"sh", "-c", "cat /proc/$(systemctl show --property=MainPID --value " + service + ")/status"})
+				host.CheckRights(t, ts.ReadFile("stdout"), dynamicUser)
+				failed(ts)
+			},
+		},
 	})
 }
 
@@ -130,76 +88,60 @@ func install(t *testing.T) string {
 	return usr
 }
 
-// reset stops what runs and sets the flags of the next start.
-func (m *machine) reset(t *testing.T, flags string) {
-	t.Helper()
-	m.run(t, "systemctl", "stop", socket, service)
-	m.run(t, "systemctl", "reset-failed")
-	m.flags(t, flags)
+// on COMMAND ARGUMENTS runs a program on the machine.
+func (m *machine) on(ts *testscript.TestScript, neg bool, args []string) {
+	if err := ts.Exec("nsenter", append(m.enter(), args...)...); (err != nil) != neg {
+		ts.Fatalf("%q: %v", args, err)
+	}
 }
 
-func (m *machine) flags(t *testing.T, flags string) {
-	t.Helper()
-	m.write(t, "/etc/default/timewait_exporter", `ARGS="`+flags+`"`+"\n")
+// flags FLAGS are those of the next start.
+func (m *machine) flags(ts *testscript.TestScript, _ bool, flags []string) {
+	m.on(ts, false, []string{"sh", "-c", `mkdir -p /etc/default && echo "ARGS=\"$*\"" >/etc/default/timewait_exporter`, "-", strings.Join(flags, " ")})
+}
+
+// reset stops what runs, and forgets how it ended.
+func (m *machine) reset(ts *testscript.TestScript, _ bool, _ []string) {
+	m.on(ts, false, []string{"sh", "-c", "systemctl stop timewait_exporter.socket timewait_exporter.service; systemctl reset-failed"})
+}
+
+// want UNIT NAME=VALUE...: before long the unit has all the properties.
+func (m *machine) want(ts *testscript.TestScript, _ bool, args []string) {
+	m.eventually(ts, func() error {
+		m.on(ts, false, []string{"systemctl", "show", args[0]})
+		got := strings.Split(ts.ReadFile("stdout"), "\n")
+		for _, property := range args[1:] {
+			if !slices.Contains(got, property) {
+				return fmt.Errorf("%s: not %s", args[0], property)
+			}
+		}
+		return nil
+	})
 }
 
 // scrape asks until it is answered: a service is up before its port is open.
-func (m *machine) scrape(t *testing.T, args ...string) string {
-	t.Helper()
-	var body string
-	m.eventually(t, "a scrape", func() (bool, string) {
-		var err error
-		body, err = m.curl(t, args...)
-		return err == nil, stderr(err)
+func (m *machine) scrape(ts *testscript.TestScript, args []string) (page string) {
+	if len(args) == 0 {
+		args = []string{"http://localhost:10793/metrics"}
+	}
+	m.eventually(ts, func() error {
+		err := ts.Exec("nsenter", slices.Concat(m.enter(), []string{"curl", "--silent", "--show-error", "--fail", "--max-time", "10"}, args)...)
+		page = ts.ReadFile("stdout")
+		return err
 	})
-	return body
+	return page
 }
 
-// want waits until the unit has the properties, each written as "name=value".
-func (m *machine) want(t *testing.T, unit, properties string) {
-	t.Helper()
-	m.eventually(t, unit+": "+properties, func() (bool, string) {
-		got := strings.Split(m.run(t, "systemctl", "show", unit), "\n")
-		for property := range strings.FieldsSeq(properties) {
-			if !slices.Contains(got, property) {
-				return false, "not " + property
-			}
+// eventually fails the script unless there is no error in time.
+func (m *machine) eventually(ts *testscript.TestScript, try func() error) {
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		err := try()
+		if err == nil {
+			return
 		}
-		return true, ""
-	})
-}
-
-// process returns /proc/PID/status of the exporter.
-func (m *machine) process(t *testing.T) string {
-	t.Helper()
-	return m.run(t, "sh", "-c", "cat /proc/$(systemctl show --property=MainPID --value "+service+")/status")
-}
-
-// starts returns how often the service was started since the machine booted.
-func (m *machine) starts(t *testing.T) int {
-	t.Helper()
-	m.run(t, "journalctl", "--sync")
-	return strings.Count(m.run(t, "journalctl", "--no-pager", "--output=cat", "--unit="+service), "Started "+service)
-}
-
-// commented returns the lines of the service that are commented out and match.
-func commented(t *testing.T, pattern string) string {
-	t.Helper()
-	unit := host.Read(t, filepath.Join(host.Checkout(t), "deploy/systemd", service))
-	lines := regexp.MustCompile(`(?m)^# +(`+pattern+`)$`).FindAllStringSubmatch(unit, -1)
-	if lines == nil {
-		t.Fatalf("no commented line in %s matches %s", service, pattern)
+		if time.Now().After(end) {
+			m.on(ts, false, []string{"journalctl", "--no-pager", "--lines=50", "--unit=timewait_exporter.*"})
+			ts.Fatalf("%v\n%s", err, ts.ReadFile("stdout"))
+		}
 	}
-	var out strings.Builder
-	for _, line := range lines {
-		out.WriteString(line[1] + "\n")
-	}
-	return out.String()
-}
-
-func stderr(err error) string {
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		return string(exit.Stderr)
-	}
-	return fmt.Sprint(err)
 }
