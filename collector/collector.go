@@ -29,6 +29,15 @@ func New(ctx context.Context, cfg Config, logger log.Logger) (*Collector, error)
 		table:  table{cfg: cfg, logger: logger, walkers: make(spare[*walker], 1)},
 		diags:  make(spare[*tcptable.SockDiag], 1),
 	}}
+	if cfg.AllNamespaces {
+		others, name, err := newNamespaces(&c.table)
+		if err != nil {
+			return nil, err
+		}
+		c.cfg.Namespace.Name = name
+		c.others = make(chan *namespaces, 1)
+		c.others <- others
+	}
 	ports := begin(ctx, minSmallTimeout, &c.ports, c.readPool)
 	if err := c.probe(ctx); err != nil {
 		if cfg.Source == SourceNetlink {

@@ -1,6 +1,10 @@
 package collector
 
-import "timewait_exporter/collector/tally"
+import (
+	"time"
+
+	"timewait_exporter/collector/tally"
+)
 
 // The ways to read the socket table.
 const (
@@ -17,6 +21,10 @@ type Config struct {
 	Namespace Namespace
 	// Source is one of the constants above.
 	Source string
+	// AllNamespaces is whether all network namespaces are read and not only Namespace,
+	// and Budget the processor time that a scrape has for the tables of the others.
+	AllNamespaces bool
+	Budget        time.Duration
 	// Remotes, Destinations and Listeners are how many of each get series of
 	// their own. With 0 remotes no remote address is named.
 	Remotes, Destinations, Listeners int

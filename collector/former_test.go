@@ -67,27 +67,41 @@ func TestFormer(t *testing.T) {
 	} {
 		t.Run(v.name, func(t *testing.T) {
 			pool := portsOf(t, 4000, 4009, "")
-			synctest.Test(t, func(t *testing.T) {
-				counted := tally.New(32, 128)
-				for i, w := range v.walks {
-					time.Sleep(w.after * time.Second)
-					if w.rows == nil {
-						half := iter.Seq2[tcptable.Socket, error](func(yield func(tcptable.Socket, error) bool) {
-							_ = yield(socket(other), nil) && yield(tcptable.Socket{}, errors.New("broken"))
-						})
-						if err := counted.Count(half, pool, nil); err == nil {
-							t.Fatal("no error")
+			for _, shared := range []bool{false, true} { // with another namespace
+				synctest.Test(t, func(t *testing.T) {
+					counted := tally.New(32, 128)
+					var memory *tally.Memory
+					for i, w := range v.walks {
+						time.Sleep(w.after * time.Second)
+						if shared {
+							counted.Recall(nil)
+							p := tallyPage(t, counted, pool, everything, nil, sockets(estab, estabIn)...)
+							p.want(t, 0, "tcp_connections", "direction", "inbound")
+							counted.Remember()
+							tallyPage(t, counted, pool, everything, nil, sockets(listen, inPool, estab, wait, estabIn)...)
+							counted.Recall(memory)
 						}
-						continue
+						if w.rows == nil {
+							half := iter.Seq2[tcptable.Socket, error](func(yield func(tcptable.Socket, error) bool) {
+								_ = yield(socket(other), nil) && yield(tcptable.Socket{}, errors.New("broken"))
+							})
+							if err := counted.Count(half, pool, nil); err == nil {
+								t.Fatal("no error")
+							}
+							continue
+						}
+						p := tallyPage(t, counted, pool, everything, nil, sockets(w.rows...)...)
+						inbound := p.sum("tcp_connections", "direction", "inbound") - p.sum("tcp_connections", "direction", "inbound", "state", "listen")
+						held := 10 * p.sum("tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
+						if inbound != w.inbound || held != w.held {
+							t.Errorf("walk %d, %q, shared %v: %v inbound and %v ports held, want %v and %v", i, w.rows, shared, inbound, held, w.inbound, w.held)
+						}
+						if shared {
+							memory = counted.Remember()
+						}
 					}
-					p := tallyPage(t, counted, pool, everything, nil, sockets(w.rows...)...)
-					inbound := p.sum("tcp_connections", "direction", "inbound") - p.sum("tcp_connections", "direction", "inbound", "state", "listen")
-					held := 10 * p.sum("tcp_ephemeral_port_utilisation_ratio", "pool", "connect")
-					if inbound != w.inbound || held != w.held {
-						t.Errorf("walk %d, %q: %v inbound and %v ports held, want %v and %v", i, w.rows, inbound, held, w.inbound, w.held)
-					}
-				}
-			})
+				})
+			}
 		})
 	}
 }

@@ -32,7 +32,8 @@ func readKernel(t *testing.T, root string) (page, map[string]error) {
 	}
 	node.Kernel = ns.Kernel
 	out := samples{netns: ns.Name}
-	out.addKernel(ns, node)
+	out.addKernel(ns.Kernel, false)
+	out.addKernel(node.Kernel, true)
 	return gather(t, constant(out.all)), failed
 }
 

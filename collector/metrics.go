@@ -24,6 +24,7 @@ type Metric struct {
 	desc    *prometheus.Desc
 	numbers numbers // of the kernel, exported as they are
 	unit    float64 // of these
+	ofEach  bool    // they are read of every network namespace
 }
 
 func newMetric(name, kind, source, help string, labels ...string) *Metric {
@@ -69,6 +70,23 @@ func newKernelMetric(name, kind, label string, of numbers, help string) *Metric 
 func (m *Metric) inPages() *Metric {
 	m.unit = float64(os.Getpagesize())
 	return m
+}
+
+// everywhere is of a metric that each network namespace has.
+func (m *Metric) everywhere() *Metric {
+	m.ofEach = true
+	return m
+}
+
+// numbersOfEach are those that are read of every network namespace.
+func numbersOfEach() []kernelstat.Number {
+	all := []kernelstat.Number{inUse4, inUse6}
+	for _, m := range kernelMetrics {
+		if m.ofEach {
+			all = slices.AppendSeq(all, maps.Values(m.numbers))
+		}
+	}
+	return all
 }
 
 // What Source says of metrics that come from the walk.
@@ -204,8 +222,13 @@ var (
 		"Where the names of owners come from: source=\"pidfd\", \"cgroupfs\" or both; with source=\"none\" there are no metrics of owners, and reason says why. Else reason says what can't be known, if anything. Always 1, absent with --collector.owners=0.",
 		"source", "reason")
 	netnsInfo = newMetric("timewait_exporter_netns_info", "gauge", "",
-		"The network namespace that is read, the directory it is read from, and whether the net sysctls seen here belong to the same one (sysctls=\"same\"), to another (\"other\") or are hidden or not readable (\"none\"); unless they are the same, what needs them is left out. Always 1.",
-		"netns", "path", "sysctls")
+		"A network namespace that is read, the directory it is read from, whose it is, and whether the net sysctls seen here belong to the same one (sysctls=\"same\"), to another (\"other\") or are hidden or not readable (\"none\"). Of further namespaces the path is empty, and the sysctls are \"assumed\" to be those that each begins with, or \"unknown\" once connects have used ports outside of that range. What needs other, no or unknown ones is left out. Always 1.",
+		"netns", "path", "sysctls", "namespace", "pod", "pod_uid", "container", "container_id", "unit")
+	namespacesFound = newMetric("timewait_exporter_namespaces", "gauge", "",
+		"Network namespaces, the own one included: tables=\"read\" in this scrape, \"unchanged\" by all counters since they were, \"waiting\" for their turn, or \"denied\" altogether.",
+		"tables")
+	hostVisible = newMetric("timewait_exporter_host_visible", "gauge", "",
+		"Whether the processes of the host are seen. If not (hidepid, a PID namespace of its own) there may be network namespaces that are not.")
 	sourceInfo = newMetric("timewait_exporter_source_info", "gauge", "",
 		"What the socket table was read from in this scrape: source=\"procfs\" or \"netlink\". Always 1.",
 		"netns", "source")
@@ -229,16 +252,18 @@ var (
 
 // The numbers that more than one metric is made of.
 var (
-	inUse4    = kernelstat.Sockstat("inuse")
-	inUse6    = kernelstat.Sockstat6("inuse")
-	timeWaits = kernelstat.Sockstat("tw")
+	inUse4      = kernelstat.Sockstat("inuse")
+	inUse6      = kernelstat.Sockstat6("inuse")
+	timeWaits   = kernelstat.Sockstat("tw")
+	currEstab   = kernelstat.SNMP("CurrEstab")
+	activeOpens = kernelstat.SNMP("ActiveOpens")
 )
 
 // kernelMetrics are numbers of the kernel that are exported as they are. What stands here
 // is read, and inUse4 and inUse6, and nothing else of the kernel's files.
 var kernelMetrics = []*Metric{
 	kernelGauge("tcp_time_wait_sockets", timeWaits,
-		"The kernel's own count of sockets in TIME_WAIT, with those of FIN_WAIT2 that their program has closed."),
+		"The kernel's own count of sockets in TIME_WAIT, with those of FIN_WAIT2 that their program has closed.").everywhere(),
 	kernelGauge("tcp_time_wait_limit", kernelstat.Sysctl("net.ipv4.tcp_max_tw_buckets"),
 		"Sockets in TIME_WAIT at which the kernel drops further ones at once."),
 	kernelGauge("tcp_time_wait_reuse_mode", kernelstat.Sysctl("net.ipv4.tcp_tw_reuse"),
@@ -250,29 +275,29 @@ var kernelMetrics = []*Metric{
 	newKernelMetric("tcp_time_wait_started_total", "counter", "timer", numbers{
 		"full":  kernelstat.Netstat("TW"),
 		"short": kernelstat.Netstat("TWKilled"),
-	}, "TIME_WAIT timers started, FIN_WAIT2 of closed sockets included: timer=\"full\", or \"short\" with 4 s or less."),
+	}, "TIME_WAIT timers started, FIN_WAIT2 of closed sockets included: timer=\"full\", or \"short\" with 4 s or less.").everywhere(),
 	kernelCounter("tcp_time_wait_reused_total", kernelstat.Netstat("TWRecycled"),
 		"Ports in TIME_WAIT that connect() took over."),
 	kernelCounter("tcp_time_wait_overflows_total", kernelstat.Netstat("TCPTimeWaitOverflow"),
-		"Connections that got no TIME_WAIT because tcp_time_wait_limit was reached."),
-	kernelGauge("tcp_current_established", kernelstat.SNMP("CurrEstab"),
-		"The kernel's own count of connections in ESTABLISHED and CLOSE_WAIT."),
-	kernelCounter("tcp_active_opens_total", kernelstat.SNMP("ActiveOpens"),
-		"SYNs sent by connect(). One that finds no free port is not counted."),
+		"Connections that got no TIME_WAIT because tcp_time_wait_limit was reached.").everywhere(),
+	kernelGauge("tcp_current_established", currEstab,
+		"The kernel's own count of connections in ESTABLISHED and CLOSE_WAIT.").everywhere(),
+	kernelCounter("tcp_active_opens_total", activeOpens,
+		"SYNs sent by connect(). One that finds no free port is not counted.").everywhere(),
 	kernelCounter("tcp_passive_opens_total", kernelstat.SNMP("PassiveOpens"),
-		"Connections that came in."),
+		"Connections that came in.").everywhere(),
 	kernelCounter("tcp_attempt_fails_total", kernelstat.SNMP("AttemptFails"),
-		"Connections that failed before they were established."),
+		"Connections that failed before they were established.").everywhere(),
 	kernelCounter("tcp_established_resets_total", kernelstat.SNMP("EstabResets"),
 		"Connections reset in ESTABLISHED or CLOSE_WAIT."),
 	kernelCounter("tcp_retransmitted_segments_total", kernelstat.SNMP("RetransSegs"),
-		"Segments sent again."),
+		"Segments sent again.").everywhere(),
 	kernelCounter("tcp_out_resets_total", kernelstat.SNMP("OutRsts"),
 		"Resets sent."),
 	kernelCounter("tcp_listen_overflows_total", kernelstat.Netstat("ListenOverflows"),
-		"Handshakes dropped because an accept queue was full; a peer that tries again counts again."),
+		"Handshakes dropped because an accept queue was full; a peer that tries again counts again.").everywhere(),
 	kernelCounter("tcp_listen_drops_total", kernelstat.Netstat("ListenDrops"),
-		"Handshakes that a listener dropped for any reason, overflows included."),
+		"Handshakes that a listener dropped for any reason, overflows included.").everywhere(),
 	kernelGauge("tcp_syn_cookies_mode", kernelstat.Sysctl("net.ipv4.tcp_syncookies"),
 		"SYN cookies: 0 never, 1 when a SYN queue is full, 2 always. With 0 a listener whose SYN queue is full refuses new clients."),
 	kernelCounter("tcp_syn_cookies_sent_total", kernelstat.Netstat("SyncookiesSent"),
@@ -291,15 +316,15 @@ var kernelMetrics = []*Metric{
 	kernelGauge("tcp_syn_backlog_limit", kernelstat.Sysctl("net.ipv4.tcp_max_syn_backlog"),
 		"Half-open connections per listener while SYN cookies are off."),
 	kernelGauge("conntrack_entries", kernelstat.Conntrack("entries"),
-		"Connections of any protocol that conntrack follows."),
+		"Connections of any protocol that conntrack follows.").everywhere(),
 	kernelGauge("conntrack_limit", kernelstat.Sysctl("net.netfilter.nf_conntrack_max"),
 		"Entries that a network namespace may have; packets of further connections are dropped."),
 	kernelCounter("conntrack_insert_failed_total", kernelstat.Conntrack("insert_failed"),
-		"Entries that could not be made because another one had their addresses and ports: source NAT found no port that is free, or two packets came at once."),
+		"Entries that could not be made because another one had their addresses and ports: source NAT found no port that is free, or two packets came at once.").everywhere(),
 	kernelCounter("conntrack_drops_total", kernelstat.Conntrack("drop"),
-		"Packets dropped because there was no entry for them: the limit is reached, or there was no memory."),
+		"Packets dropped because there was no entry for them: the limit is reached, or there was no memory.").everywhere(),
 	kernelCounter("conntrack_early_drops_total", kernelstat.Conntrack("early_drop"),
-		"Entries of connections without an answer that gave way to new ones because the limit was reached."),
+		"Entries of connections without an answer that gave way to new ones because the limit was reached.").everywhere(),
 	kernelGauge("tcp_orphans", kernelstat.Sockstat("orphan"),
 		"Orphaned connections of all network namespaces."),
 	kernelGauge("tcp_orphan_limit", kernelstat.Sysctl("net.ipv4.tcp_max_orphans"),
@@ -335,6 +360,6 @@ func Metrics() []*Metric {
 		ownerConnections, ownerUnaccepted, listenerOwnerInfo, ownerCloseWaitOldest, ownerCloseWaitOlder, ownerInfo,
 		socketsInUse, upperBound,
 	}, kernelMetrics, []*Metric{
-		netnsInfo, sourceInfo, ownerSourceInfo, collectorSuccess, collectorDuration, tableRead, undercountMax, rowsRead, malformedRows,
+		netnsInfo, namespacesFound, hostVisible, sourceInfo, ownerSourceInfo, collectorSuccess, collectorDuration, tableRead, undercountMax, rowsRead, malformedRows,
 	})
 }

@@ -84,12 +84,17 @@ func isProc(root string) (bool, error) {
 // inode of a file in them tells, and unlike /proc/PID/ns/net it needs no right to
 // trace the process. What can't be read is taken for another namespace.
 func sameNamespace(a, b string) bool {
-	infoA, errA := os.Stat(filepath.Join(a, "tcp"))
-	infoB, errB := os.Stat(filepath.Join(b, "tcp"))
-	if errA != nil || errB != nil {
-		return false
+	inodeA, errA := netInode(a)
+	inodeB, errB := netInode(b)
+	return errA == nil && errB == nil && inodeA == inodeB
+}
+
+// netInode returns the inode that tells the namespace of a net directory.
+func netInode(dir string) (uint64, error) {
+	path := filepath.Join(dir, "tcp")
+	var stat syscall.Stat_t
+	if err := syscall.Stat(path, &stat); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	statA, okA := infoA.Sys().(*syscall.Stat_t)
-	statB, okB := infoB.Sys().(*syscall.Stat_t)
-	return okA && okB && statA.Ino == statB.Ino
+	return stat.Ino, nil
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"timewait_exporter/collector/kernelstat"
 	"timewait_exporter/collector/snapshot"
 	"timewait_exporter/collector/tcptable"
 )
@@ -13,14 +14,15 @@ import (
 // samples are those of one scrape.
 type samples struct {
 	netns  string // the first label of metrics that are of a namespace
+	sparse bool   // counts of the table that are 0 are left out
 	labels []string
 	all    []prometheus.Metric
 }
 
-// samplesOf makes the samples of a namespace and the node.
+// samplesOf makes the samples of the exporter's namespace and the node, with all other
+// namespaces if they are read.
 func samplesOf(ns *snapshot.Namespace, node *snapshot.Node) []prometheus.Metric {
 	out := samples{netns: ns.Name}
-	out.add(netnsInfo, 1, ns.Dir, string(ns.Sysctls))
 	for _, part := range ns.Parts {
 		success := 1.0
 		if part.Err != nil {
@@ -32,10 +34,9 @@ func samplesOf(ns *snapshot.Namespace, node *snapshot.Node) []prometheus.Metric 
 	if ns.Pool != nil {
 		out.add(timeWaitDuration, ns.Pool.TimeWait.Seconds())
 	}
-	out.addKernel(ns, node)
-	out.addInUse(ns)
+	out.addNamespace(ns)
 	if ns.Sockets != nil {
-		out.addSockets(ns, node)
+		out.addOwnSockets(ns, node)
 	}
 	if source := ns.OwnerSource; source != nil {
 		out.add(ownerSourceInfo, 1, source.Source, source.Reason)
@@ -47,7 +48,46 @@ func samplesOf(ns *snapshot.Namespace, node *snapshot.Node) []prometheus.Metric 
 		out.add(rowsRead, float64(ns.Rows[of]), of.String())
 		out.add(malformedRows, float64(ns.MalformedRows[of]), of.String())
 	}
+	out.addKernel(node.Kernel, true)
+	if all := node.Namespaces; all != nil {
+		out.addNamespaces(all, ns.Sockets != nil)
+	}
 	return out.all
+}
+
+// addNamespaces adds all but the exporter's own.
+func (s *samples) addNamespaces(all *snapshot.Namespaces, ownRead bool) {
+	read, waiting := all.Read, all.Waiting
+	if ownRead {
+		read++
+	} else {
+		waiting++
+	}
+	s.add(namespacesFound, float64(read), "read")
+	s.add(namespacesFound, float64(all.Unchanged), "unchanged")
+	s.add(namespacesFound, float64(waiting), "waiting")
+	s.add(namespacesFound, float64(all.Denied), "denied")
+	visible := 0.0
+	if all.HostVisible {
+		visible = 1
+	}
+	s.add(hostVisible, visible)
+	s.sparse = true
+	for _, ns := range all.Others {
+		s.netns = ns.Name
+		s.addNamespace(ns)
+	}
+}
+
+// addNamespace adds what every namespace has.
+func (s *samples) addNamespace(ns *snapshot.Namespace) {
+	o := &ns.Owner
+	s.add(netnsInfo, 1, ns.Dir, string(ns.Sysctls), o.Namespace, o.Pod, o.PodUID, o.Container, o.ContainerID, o.Unit)
+	s.addKernel(ns.Kernel, false)
+	s.addInUse(ns)
+	if ns.Sockets != nil {
+		s.addSockets(ns)
+	}
 }
 
 func (s *samples) add(m *Metric, value float64, labels ...string) {
@@ -63,16 +103,20 @@ func (s *samples) add(m *Metric, value float64, labels ...string) {
 	s.all = append(s.all, prometheus.MustNewConstMetric(m.desc, kind, value, s.labels...))
 }
 
-func (s *samples) addKernel(ns *snapshot.Namespace, node *snapshot.Node) {
+// addCount is add for what is left out where it is 0 and the samples are sparse.
+func (s *samples) addCount(m *Metric, value float64, labels ...string) {
+	if value > 0 || !s.sparse {
+		s.add(m, value, labels...)
+	}
+}
+
+// addKernel adds the numbers of the node, or those of a namespace.
+func (s *samples) addKernel(read kernelstat.Numbers, ofNode bool) {
 	for _, m := range kernelMetrics {
 		for label, number := range m.numbers {
-			read := ns.Kernel
-			if number.OfNode() {
-				read = node.Kernel
-			}
 			value, ok := read[number]
 			switch {
-			case !ok:
+			case !ok || number.OfNode() != ofNode:
 			case label == "":
 				s.add(m, float64(value)*m.unit)
 			default:
@@ -95,16 +139,30 @@ func (s *samples) addInUse(ns *snapshot.Namespace) {
 	}
 }
 
-func (s *samples) addSockets(ns *snapshot.Namespace, node *snapshot.Node) {
+// addSockets adds what the table of any namespace tells.
+func (s *samples) addSockets(ns *snapshot.Namespace) {
 	sockets := ns.Sockets
-	s.add(sourceInfo, 1, sockets.Source)
 	s.add(tableRead, float64(sockets.Read.UnixMilli())/1000)
 	for d := range snapshot.NumDirections {
 		for f := range snapshot.NumFamilies {
 			for state := range d.States() {
-				s.add(connections, float64(sockets.Connections[f][d][state]), f.String(), d.String(), state.String())
+				s.addCount(connections, float64(sockets.Connections[f][d][state]), f.String(), d.String(), state.String())
 			}
 		}
+	}
+	s.addRemotes(sockets)
+	s.addListeners(sockets)
+	s.addCount(destinations, float64(sockets.Destinations))
+	if sockets.Ports != nil && ns.Pool != nil {
+		s.addPorts(sockets.Ports)
+	}
+}
+
+// addOwnSockets adds what only the table of the exporter's own namespace is asked for.
+func (s *samples) addOwnSockets(ns *snapshot.Namespace, node *snapshot.Node) {
+	sockets := ns.Sockets
+	s.add(sourceInfo, 1, sockets.Source)
+	for d := range snapshot.NumDirections {
 		for _, timer := range []tcptable.Timer{tcptable.TimerNone, tcptable.TimerRetransmit, tcptable.TimerKeepalive, tcptable.TimerProbe} {
 			s.add(timerConnections, float64(sockets.Timers[d][timer]), d.String(), timer.String())
 		}
@@ -121,28 +179,28 @@ func (s *samples) addSockets(ns *snapshot.Namespace, node *snapshot.Node) {
 		}
 	}
 	s.add(orphanConnections, float64(sockets.Orphans))
-	s.addRemotes(sockets)
-	s.addListeners(sockets)
-	s.add(destinations, float64(sockets.Destinations))
 	s.add(undercountMax, float64(sockets.Undercount.Remote), "remote")
 	s.add(undercountMax, float64(sockets.Undercount.Destination), "destination")
-	if sockets.Ports != nil && ns.Pool != nil {
-		s.addPorts(ns)
+	if pool, ports := ns.Pool, sockets.Ports; pool != nil && ports != nil {
+		s.add(ephemeralPorts, float64(pool.Size))
+		s.add(ephemeralLow, float64(pool.Low))
+		s.add(ephemeralHigh, float64(pool.High))
+		s.add(ephemeralPortsUsed, float64(ports.Used))
+		s.add(undercountMax, float64(sockets.Undercount.LocalIP), "local_ip")
 		low, hasLow := node.Kernel[privilegedLow]
 		if high, hasHigh := node.Kernel[privilegedHigh]; hasLow && hasHigh {
 			s.add(privilegedUtilisation, sockets.HeldPorts.Used(low, high))
 		}
-		s.add(undercountMax, float64(sockets.Undercount.LocalIP), "local_ip")
 	}
 }
 
 func (s *samples) addRemotes(sockets *snapshot.Sockets) {
 	for d := range snapshot.NumDirections {
-		s.add(remoteIPs, float64(sockets.RemoteIPs[d]), d.String())
+		s.addCount(remoteIPs, float64(sockets.RemoteIPs[d]), d.String())
 		for state := range d.States() {
 			switch state {
 			case tcptable.Established, tcptable.TimeWait, tcptable.CloseWait, tcptable.SynRecv:
-				s.add(remoteTopShare, sockets.TopShare[d][state], d.String(), state.String())
+				s.addCount(remoteTopShare, sockets.TopShare[d][state], d.String(), state.String())
 			}
 		}
 	}
@@ -201,24 +259,19 @@ func (s *samples) addListeners(sockets *snapshot.Sockets) {
 func (s *samples) addListener(port string, l *snapshot.Listener) {
 	for state, rows := range l.States {
 		// What an alert compares with a limit is there at 0 too.
-		if state := tcptable.State(state); rows > 0 || state == tcptable.SynRecv {
+		if state := tcptable.State(state); rows > 0 || state == tcptable.SynRecv && !s.sparse {
 			s.add(listenerConnections, float64(rows), port, state.String())
 		}
 	}
 	for _, state := range []tcptable.State{tcptable.Established, tcptable.CloseWait} {
-		s.add(listenerUnaccepted, float64(l.Unaccepted[state]), port, state.String())
+		s.addCount(listenerUnaccepted, float64(l.Unaccepted[state]), port, state.String())
 	}
 	if l.HasSynFill {
 		s.add(listenerSynQueueFill, l.SynFill, port)
 	}
 }
 
-func (s *samples) addPorts(ns *snapshot.Namespace) {
-	pool, ports := ns.Pool, ns.Sockets.Ports
-	s.add(ephemeralPorts, float64(pool.Size))
-	s.add(ephemeralLow, float64(pool.Low))
-	s.add(ephemeralHigh, float64(pool.High))
-	s.add(ephemeralPortsUsed, float64(ports.Used))
+func (s *samples) addPorts(ports *snapshot.Ports) {
 	s.add(ephemeralUtilisation, ports.Connect, "connect")
 	s.add(ephemeralUtilisation, ports.Bind, "bind")
 	s.add(ephemeralUtilisation, ports.BindAny, "bind_any")

@@ -3,6 +3,7 @@ package collector
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -41,12 +42,13 @@ type scraper struct {
 	hasDiag bool // sock_diag works and shows the namespace
 	kernel  []*kernelPart
 	table   table
+	others  chan *namespaces // has the one there is while nobody uses it; nil if only one namespace is read
 
 	owners      *owners // nil where they are not wanted, or nothing tells them
 	ownerSource owner.Source
 
-	ports, listeners, sockets hung // calls of those parts
-	diags                     spare[*tcptable.SockDiag]
+	ports, listeners, sockets, namespaces hung // calls of those parts
+	diags                                 spare[*tcptable.SockDiag]
 
 	mu    sync.Mutex
 	round *round // under way, nil if none is
@@ -60,11 +62,12 @@ type round struct {
 	ends  time.Time
 	end   *time.Timer // cancels all parts
 
-	ports     *call[*kernelstat.Pool]     // nil if the sysctls are of another namespace
-	listeners *call[*tally.Listening]     // nil without sock_diag
-	kernel    []*call[kernelstat.Numbers] // one of each of scraper.kernel
-	sockets   *call[*walked]
-	owners    *call[*snapshot.Owners] // nil where nothing tells them
+	ports      *call[*kernelstat.Pool]     // nil if the sysctls are of another namespace
+	listeners  *call[*tally.Listening]     // nil without sock_diag
+	kernel     []*call[kernelstat.Numbers] // one of each of scraper.kernel
+	sockets    *call[*walked]
+	owners     *call[*snapshot.Owners]     // nil where nothing tells them
+	namespaces *call[*snapshot.Namespaces] // all others; nil if only one is read
 
 	done []<-chan struct{} // of all of them
 }
@@ -138,6 +141,10 @@ func (s *scraper) newRound(ctx context.Context, ends time.Time) *round {
 			return s.owners.read(ctx, r.sockets.result())
 		})
 		r.done = append(r.done, r.owners.done)
+	}
+	if s.others != nil {
+		r.namespaces = begin(ctx, maxReading, &s.namespaces, s.readNamespaces)
+		r.done = append(r.done, r.namespaces.done)
 	}
 	go func() {
 		for _, done := range r.done {
@@ -218,6 +225,11 @@ func (s *scraper) scrape(ctx context.Context) (*snapshot.Namespace, *snapshot.No
 	if r.owners != nil {
 		ns.Owners = await(ctx, s, ns, "owners", r.owners)
 	}
+	if r.namespaces != nil {
+		if node.Namespaces = await(ctx, s, ns, "namespaces", r.namespaces); node.Namespaces != nil {
+			ns.Owner = node.Namespaces.Own
+		}
+	}
 	for of := range tcptable.NumTables {
 		ns.Rows[of], ns.MalformedRows[of] = s.table.rows[of].Load(), s.table.malformed[of].Load()
 	}
@@ -259,4 +271,14 @@ func (s *scraper) readListening(ctx context.Context) (*tally.Listening, error) {
 		limit = 0 // which sysctl it is, and why, their own part tells
 	}
 	return tally.CountListening(diag.Listeners(ctx), limit)
+}
+
+func (s *scraper) readNamespaces(ctx context.Context) (*snapshot.Namespaces, error) {
+	select {
+	case others := <-s.others:
+		defer func() { s.others <- others }()
+		return others.read(ctx)
+	case <-ctx.Done():
+		return nil, fmt.Errorf("an earlier reading has not ended: %w", context.Cause(ctx))
+	}
 }

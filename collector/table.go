@@ -100,9 +100,7 @@ func (t *table) read(ctx context.Context, w *walker, p *kernelstat.Pool, l *tall
 			if a.name == SourceNetlink && t.netlinkAfter.Swap(0) != 0 {
 				level.Info(t.logger).Log("msg", "reading the socket table again", "source", a.name)
 			}
-			sockets := w.tally.Snapshot(tally.Limits{
-				Remotes: t.cfg.Remotes, Destinations: t.cfg.Destinations, Listeners: t.cfg.Listeners, Locals: locals,
-			})
+			sockets := w.tally.Snapshot(t.limits())
 			sockets.Source, sockets.Read = a.name, time.Now()
 			return sockets, nil
 		}
@@ -116,6 +114,11 @@ func (t *table) read(ctx context.Context, w *walker, p *kernelstat.Pool, l *tall
 		}
 	}
 	return nil, errors.New("no source")
+}
+
+// limits are how many of each are told one by one.
+func (t *table) limits() tally.Limits {
+	return tally.Limits{Remotes: t.cfg.Remotes, Destinations: t.cfg.Destinations, Listeners: t.cfg.Listeners, Locals: locals}
 }
 
 // count walks the table once, and counts what was read of it.

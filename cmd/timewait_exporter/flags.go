@@ -36,6 +36,7 @@ type config struct {
 	logLevel       string
 	logFormat      string
 	collector      collector.Config
+	namespaces     string
 	remoteIPs      bool
 	report         *reportConfig // nil if metrics are to be served
 }
@@ -65,6 +66,7 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	if _, err := app.Parse(args); err != nil {
 		return cfg, err
 	}
+	cfg.collector.AllNamespaces = cfg.namespaces == "all"
 	if !cfg.remoteIPs {
 		cfg.collector.Remotes, cfg.collector.Destinations = 0, 0
 	}
@@ -100,6 +102,10 @@ func newFlags() (*kingpin.Application, *config) {
 		&cfg.logFormat, "logfmt", "json")
 	choice(app, "collector.source", "What to read the socket table from. One of: [procfs, netlink, auto]; auto is netlink as long as it works, else procfs.",
 		&cfg.collector.Source, collector.SourceProcfs, collector.SourceNetlink, collector.SourceAuto)
+	choice(app, "collector.namespaces", "Which network namespaces to read. One of: [own, all]; all are those that a visible process is in: the kernel's counts of each in each scrape, their tables in turns.",
+		&cfg.namespaces, "own", "all")
+	duration(app, "collector.namespaces.budget", "Processor time of a scrape for tables of other network namespaces, those first that may be short of ports; one table is read at least.",
+		&cfg.collector.Budget, "50ms", maxScrapeTimeout)
 	number(app, "collector.remotes", "Number of remote IPs with series of their own, those with most connections.",
 		&cfg.collector.Remotes, "50", maxSeries)
 	number(app, "collector.destinations", "Number of destinations with series of their own, those with most of the ephemeral ports gone, a quarter of them those with most held.",
@@ -240,6 +246,21 @@ func number(app flags, name, help string, value *int, def string, most int) {
 			return nil
 		},
 		get: func() string { return strconv.Itoa(*value) },
+	})
+}
+
+// duration adds a flag for a time of 0 to most.
+func duration(app *kingpin.Application, name, help string, value *time.Duration, def string, most time.Duration) {
+	app.Flag(name, help).Default(def).SetValue(setter{
+		set: func(text string) error {
+			d, err := time.ParseDuration(text)
+			if err != nil || d < 0 || d > most {
+				return fmt.Errorf("--%s: %q is not a time from 0s to %v, such as %s", name, text, most, def)
+			}
+			*value = d
+			return nil
+		},
+		get: func() string { return value.String() },
 	})
 }
 

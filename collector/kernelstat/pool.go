@@ -25,7 +25,16 @@ func (s *PortSet) Has(port uint16) bool { return s[port/64]&(1<<(port%64)) != 0 
 // Remove takes a port out of the set.
 func (s *PortSet) Remove(port uint16) { s[port/64] &^= 1 << (port % 64) }
 
-// All yields the ports in the set.
+// Union returns the ports that are in either set.
+func (s *PortSet) Union(other *PortSet) *PortSet {
+	union := *s
+	for i, word := range other {
+		union[i] |= word
+	}
+	return &union
+}
+
+// All yields the ports in the set in ascending order.
 func (s *PortSet) All() iter.Seq[uint16] {
 	return func(yield func(uint16) bool) {
 		for i, word := range s {
@@ -92,6 +101,15 @@ const (
 	// LongestTimeWait is the most that sysctl takes.
 	LongestTimeWait = 600 * time.Second
 )
+
+// DefaultPool returns the pool that a network namespace begins with, whatever the host's
+// is (inet_init_net in net/ipv4/af_inet.c, tcp_sk_init in net/ipv4/tcp_ipv4.c).
+func DefaultPool() *Pool {
+	p := &Pool{Low: 32768, High: 60999, TimeWait: TimeWaitLength, ReuseMode: 2, Timestamps: true, ReuseDelay: time.Second}
+	p.Ports.addRange(p.Low, p.High)
+	p.Size = p.Ports.Len()
+	return p
+}
 
 // ReadPool reads the sysctls of the pool below root/sys. It returns nil without
 // an error where the kernel has no such sysctl.

@@ -1,6 +1,7 @@
 package owner
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,29 @@ import (
 //	pods/<namespace>_<pod>_<uid>/
 //	containers/<pod>_<namespace>_<container>-<id>.log
 type podLogs string
+
+// NamePods names those of owners that are of pods and have no names yet, by the logs
+// that a kubelet keeps below dir, until the deadline. It is no error that it keeps none.
+func NamePods(dir string, deadline time.Time, owners []*Owner) error {
+	wanted := make(map[string][]*Owner) // by UID and by container id
+	for _, o := range owners {
+		if o.Kind == KindPod && o.Pod == "" {
+			wanted[o.PodUID] = append(wanted[o.PodUID], o)
+		}
+		if o.Kind == KindPod && o.Container == "" && o.ContainerID != "" {
+			wanted[o.ContainerID] = append(wanted[o.ContainerID], o)
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	return podLogs(dir).read(deadline, func(key, namespace, pod, container string) {
+		for _, o := range wanted[key] {
+			o.Namespace, o.Pod = namespace, pod
+			o.Container = cmp.Or(container, o.Container)
+		}
+	})
+}
 
 // maxEntries is how much of one of the two directories is read. A node has some
 // hundred pods.

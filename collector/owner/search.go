@@ -120,31 +120,24 @@ func (r *Resolver) namePods(now time.Time) {
 	if r.podLogs == "" || !r.podRead.IsZero() && now.Sub(r.podRead) < pause {
 		return
 	}
-	wanted := make(map[string][]*name) // by UID and by container id
+	var names []*name
+	var owners []*Owner
 	for _, n := range r.names {
 		o := &n.owner
 		if o.Kind != KindPod || !n.asked.Equal(now) || now.Before(n.retry) {
 			continue
 		}
-		if o.Pod == "" {
-			wanted[o.PodUID] = append(wanted[o.PodUID], n)
-		}
-		if o.Container == "" && o.ContainerID != "" {
-			wanted[o.ContainerID] = append(wanted[o.ContainerID], n)
-		}
 		n.retry = now.Add(min(max(now.Sub(n.since), pause), keep))
+		if o.Pod == "" || o.Container == "" && o.ContainerID != "" {
+			names, owners = append(names, n), append(owners, o)
+		}
 	}
-	if len(wanted) == 0 {
+	if len(owners) == 0 {
 		return
 	}
 	r.podRead = now
-	r.podErr = r.podLogs.read(time.Now().Add(searchTime), func(key, namespace, pod, container string) {
-		for _, n := range wanted[key] {
-			n.owner.Namespace, n.owner.Pod = namespace, pod
-			if container != "" {
-				n.owner.Container = container
-			}
-			r.relabel(n)
-		}
-	})
+	r.podErr = NamePods(string(r.podLogs), time.Now().Add(searchTime), owners)
+	for _, n := range names {
+		r.relabel(n)
+	}
 }

@@ -24,13 +24,34 @@ import (
 type Node struct {
 	// Kernel has the numbers that are of the node (kernelstat.Number.OfNode).
 	Kernel kernelstat.Numbers
+	// Namespaces are all others; nil where only one is read.
+	Namespaces *Namespaces
+}
+
+// Namespaces are the network namespaces that processes are in, without the exporter's
+// own.
+type Namespaces struct {
+	// Own is whose the exporter's own one is.
+	Own owner.Owner
+	// Others have the kernel's counts of each. Their Sockets are those of the last look
+	// at the table, nil before the first, and name no more in all together than one alone
+	// may.
+	Others []*Namespace
+	// Read are those whose table was read in this scrape. Of the others, Unchanged are
+	// those of which no counter has changed since, and Waiting those of which one has.
+	// Denied are those of which nothing may be read.
+	Read, Unchanged, Waiting, Denied int
+	// HostVisible is whether the processes of the host are: if not, there may be more.
+	HostVisible bool
 }
 
 // Namespace is one network namespace.
 type Namespace struct {
-	// Name is "host" for that of PID 1, else "self".
+	// Name is "host" for that of PID 1, else "self"; with others beside it, whose it is.
 	Name string
-	// Dir is the net directory that was read.
+	// Owner is whose it is, where more than one is read.
+	Owner owner.Owner
+	// Dir is the net directory that was read; of others than the exporter's own, "".
 	Dir     string
 	Sysctls Sysctls
 
@@ -62,6 +83,10 @@ const (
 	SysctlsSame  Sysctls = "same"  // those of the namespace
 	SysctlsOther Sysctls = "other" // those of another one, which are left out
 	SysctlsNone  Sysctls = "none"  // none, or not readable
+	// Those that a namespace begins with are assumed to hold in it.
+	SysctlsAssumed Sysctls = "assumed"
+	// They do not hold: ports outside of its range are in use by connect(2).
+	SysctlsUnknown Sysctls = "unknown"
 )
 
 // Part is a file, a group of sysctls or a dump, which is read, and fails, by itself.
@@ -127,6 +152,21 @@ func (f Family) String() string {
 // States counts sockets by state.
 type States [tcptable.NumStates]uint64
 
+// Add adds the counts of other.
+func (s *States) Add(other *States) {
+	for state, n := range other {
+		s[state] += n
+	}
+}
+
+// Sum returns the sockets in all states.
+func (s *States) Sum() (sum uint64) {
+	for _, n := range s {
+		sum += n
+	}
+	return sum
+}
+
 // Sockets is one walk of the table of TCP sockets, net/tcp and net/tcp6 or the same by
 // sock_diag (net/ipv4/tcp_ipv4.c, net/ipv4/tcp_diag.c).
 type Sockets struct {
@@ -167,8 +207,9 @@ type Sockets struct {
 	// Destinations are how many there are: local IP, remote IP and remote port of
 	// outbound connections.
 	Destinations uint64
-	// HeldPorts are the local ports that any socket has, on any address.
-	HeldPorts kernelstat.PortSet
+	// HeldPorts are the local ports that any socket has, on any address; nil of others than
+	// the exporter's own namespace.
+	HeldPorts *kernelstat.PortSet
 	// Ports are those of the ephemeral pool; nil where the pool is not known.
 	Ports *Ports
 
@@ -205,6 +246,11 @@ type Remote struct {
 	IP     netip.Addr
 	Bits   int
 	States [NumDirections]States
+}
+
+// Connections returns how many it has.
+func (r *Remote) Connections() uint64 {
+	return r.States[Inbound].Sum() + r.States[Outbound].Sum()
 }
 
 // Listener is a local port with its inbound connections, listeners left out.

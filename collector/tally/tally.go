@@ -48,6 +48,7 @@ type Tally struct {
 	sharedMinis map[sharedEndpoint]snapshot.States // at most MaxEndpoints
 
 	held      kernelstat.PortSet // by any row
+	outside   kernelstat.PortSet // not of the pool, of outbound rows
 	heldPorts kernelstat.PortSet // of the pool, held whatever the destination: by LISTEN and Bound rows, or what former listeners have left
 	locals    localPorts
 
@@ -157,6 +158,14 @@ func (t *Tally) Count(rows iter.Seq2[tcptable.Socket, error], p *kernelstat.Pool
 
 // Rows returns how many rows of each table the last Count read.
 func (t *Tally) Rows() [tcptable.NumTables]uint64 { return t.rows }
+
+// ListenerPorts returns the ports that somebody listens on.
+func (t *Tally) ListenerPorts() *kernelstat.PortSet {
+	return t.listeners[tcptable.TCP].ports.Union(&t.listeners[tcptable.TCP6].ports)
+}
+
+// OutsidePorts returns the local ports of outbound connections that are not of the pool.
+func (t *Tally) OutsidePorts() *kernelstat.PortSet { return &t.outside }
 
 // reset forgets all rows; the next ones are judged by p and l.
 func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
@@ -271,6 +280,7 @@ func (t *Tally) add(s *tcptable.Socket) {
 	}
 	switch {
 	case !pooled:
+		t.outside.Add(s.Local.Port)
 		t.destinations.addLight(&to, label|unpooled)
 		return
 	case t.heldPorts.Has(s.Local.Port):

@@ -24,6 +24,7 @@ const queuesPerPort = 20
 
 // Snapshot returns what the last Count counted.
 func (t *Tally) Snapshot(n Limits) *snapshot.Sockets {
+	held := t.held
 	out := &snapshot.Sockets{
 		Connections:    t.connections,
 		Unread:         t.received,
@@ -33,7 +34,7 @@ func (t *Tally) Snapshot(n Limits) *snapshot.Sockets {
 		Unanswered:     t.unanswered,
 		TimeWait:       t.buckets(),
 		Destinations:   t.destinations.distinct(),
-		HeldPorts:      t.held,
+		HeldPorts:      &held,
 		Undercount: snapshot.Undercount{
 			Remote:      uint64(max(t.remotes[snapshot.Inbound].shortfall, t.remotes[snapshot.Outbound].shortfall)),
 			Destination: uint64(max(t.destinations.shortfall, t.devices.counts.shortfall)),

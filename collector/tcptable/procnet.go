@@ -35,6 +35,14 @@ func NewProcNet(dir string) *ProcNet {
 	return p
 }
 
+// SetDir has later walks read the tables in another directory.
+func (p *ProcNet) SetDir(dir string) {
+	p.dir = dir
+	for t := range NumTables {
+		p.tables[t].path = filepath.Join(dir, t.String())
+	}
+}
+
 // Sockets implements Source. Both files are opened anew in each walk: the
 // kernel's iterator keeps a position in the hash table that is only good for
 // reading on.

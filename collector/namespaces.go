@@ -1,0 +1,342 @@
+package collector
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/go-kit/log/level"
+	"golang.org/x/sys/unix"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/netns"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
+	"timewait_exporter/collector/tcptable"
+)
+
+const (
+	// unchangedFor is how long a table is left that no counter says has changed:
+	// accept(2) and recv(2) change one without, and TIME_WAITs grow old.
+	unchangedFor = 5 * time.Minute
+	// urgentShare of the pool, and urgentCloseWait of the open connections, are half of
+	// what alerts fire at.
+	urgentShare, urgentCloseWait = 0.25, 0.05
+	// fewCloseWaits are no leak.
+	fewCloseWaits = 10
+	// maxOutside ports outside of the pool that is assumed, in use by connect(2), show
+	// that it is another one.
+	maxOutside = 5
+	// maxListened is how many ports are remembered for having been listened on.
+	maxListened = 1024
+	// privileged ports are given by programs, and not by the kernel's choice.
+	privileged = 1024
+)
+
+// namespaces reads the network namespaces of all processes but the one that the other
+// parts read: the kernel's counts of each, and of some the table of sockets. It is not
+// for concurrent use.
+type namespaces struct {
+	table  *table
+	own    uint64 // the inode of the one that the other parts read
+	finder *netns.Finder
+	reader *kernelstat.Reader
+	pool   *kernelstat.Pool
+	procfs *tcptable.ProcNet
+	tally  *tally.Tally
+	views  map[*netns.Namespace]*view
+	rounds int
+}
+
+// view is what is known of a namespace.
+type view struct {
+	*netns.Namespace
+	kernel kernelstat.Numbers // now
+
+	sockets *snapshot.Sockets  // of the last look at its table, nil before the first
+	then    kernelstat.Numbers // before that look
+	turn    int                // the round of that look
+
+	memory   *tally.Memory
+	listened []uint16 // ports outside of the pool that somebody listened on once
+	outside  []uint16 // others that connections went out from, up to maxOutside
+}
+
+func newNamespaces(t *table) (*namespaces, string, error) {
+	inode, err := netInode(t.cfg.Namespace.Dir)
+	if err != nil {
+		return nil, "", err
+	}
+	finder, err := netns.New(netns.Options{Proc: t.cfg.ProcRoot, PodLogs: t.cfg.PodLogs, Names: "/run/netns"})
+	if err != nil {
+		return nil, "", err
+	}
+	n := &namespaces{
+		table: t, own: inode, finder: finder,
+		reader: kernelstat.NewReader(numbersOfEach()),
+		pool:   kernelstat.DefaultPool(),
+		procfs: tcptable.NewProcNet(""),
+		tally:  tally.New(t.cfg.RemotePrefixIPv4, t.cfg.RemotePrefixIPv6, t.cfg.RemoteGroups...),
+		views:  make(map[*netns.Namespace]*view),
+	}
+	name := t.cfg.Namespace.Name
+	found, err := finder.Find(context.Background())
+	for _, ns := range found.Namespaces {
+		if ns.Inode == inode {
+			name = ns.Name
+		}
+	}
+	return n, name, err
+}
+
+// read reads the kernel's counts of all namespaces and then tables within the budget. When ctx ends it leaves the others out; what it returns with an error is
+// right.
+func (s *namespaces) read(ctx context.Context) (*snapshot.Namespaces, error) {
+	found, err := s.finder.Find(ctx)
+	if err != nil && len(found.Namespaces) == 0 {
+		return nil, err
+	}
+	out := &snapshot.Namespaces{HostVisible: found.HostVisible}
+	errs := []error{err}
+	views := make(map[*netns.Namespace]*view, len(found.Namespaces))
+	var all []*view
+	for i, ns := range found.Namespaces {
+		if ns.Inode == s.own {
+			out.Own = ns.Owner
+			continue
+		}
+		if ctx.Err() != nil {
+			errs = append(errs, fmt.Errorf("%d of %d network namespaces were read: %w", i, len(found.Namespaces), context.Cause(ctx)))
+		}
+		v := cmp.Or(s.views[ns], &view{Namespace: ns})
+		views[ns] = v
+		if ctx.Err() != nil {
+			continue
+		}
+		switch err := s.count(v); {
+		case errors.Is(err, fs.ErrPermission):
+			out.Denied++
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s: %w", ns.Name, err))
+			fallthrough
+		default:
+			if v.kernel != nil {
+				all = append(all, v)
+			}
+		}
+	}
+	s.views = views
+	s.rounds++
+	s.look(ctx, all)
+	s.describe(out, all)
+	return out, errors.Join(errs...)
+}
+
+// count reads the kernel's counts of a namespace: none if its processes have ended.
+func (s *namespaces) count(v *view) error {
+	v.kernel = nil
+	for {
+		kernel, err := s.reader.Read(v.Dir())
+		if v.Is() {
+			v.kernel = kernel
+			return err
+		}
+		if !v.Reopen() {
+			return nil
+		}
+	}
+}
+
+// look reads tables, the most urgent first, for as much processor time as there is in the
+// budget, but one at least.
+func (s *namespaces) look(ctx context.Context, all []*view) {
+	runtime.LockOSThread() // whose processor time it is
+	defer runtime.UnlockOSThread()
+	end := threadTime() + s.table.cfg.Budget
+	for i, v := range s.order(all, time.Now()) {
+		if ctx.Err() != nil || i > 0 && threadTime() >= end {
+			return
+		}
+		if err := s.walk(ctx, v); err != nil && ctx.Err() == nil {
+			level.Warn(s.table.logger).Log("msg", "reading a table failed, its metrics stay those of the last one", "netns", v.Name, "err", err)
+		}
+	}
+}
+
+// threadTime is the processor time of this thread.
+func threadTime() time.Duration {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &now) // fails for unknown clocks only
+	return time.Duration(now.Nano())
+}
+
+// order returns whose table is to be read next: urgent ones, then those that have
+// changed, then the others; of each those first that were read longest ago. One of those
+// that have changed comes second, or first every other time, however many are urgent.
+func (s *namespaces) order(all []*view, now time.Time) []*view {
+	classes := make(map[*view]int, len(all))
+	for _, v := range all {
+		classes[v] = v.class(s.pool, now)
+	}
+	order := slices.SortedFunc(slices.Values(all), func(a, b *view) int {
+		return cmp.Or(
+			cmp.Compare(classes[a], classes[b]),
+			cmp.Compare(a.turn, b.turn),
+			cmp.Compare(b.portsUsed(s.pool), a.portsUsed(s.pool)),
+			cmp.Compare(a.Name, b.Name),
+		)
+	})
+	second := slices.IndexFunc(order, func(v *view) bool { return classes[v] == changed })
+	if second > 0 {
+		at := s.rounds % 2
+		v := order[second]
+		order = slices.Insert(slices.Delete(order, second, second+1), at, v)
+	}
+	return order
+}
+
+// The classes of namespaces by how much their tables are to be read.
+const (
+	urgent = iota
+	changed
+	unchanged
+)
+
+func (v *view) class(p *kernelstat.Pool, now time.Time) int {
+	switch {
+	case v.sockets == nil:
+		if v.portsUsed(p) >= urgentShare {
+			return urgent
+		}
+		return changed
+	case v.portsUsed(p) >= urgentShare, v.leaks():
+		return urgent
+	case v.hasChanged(), now.Sub(v.sockets.Read) >= unchangedFor:
+		return changed
+	}
+	return unchanged
+}
+
+// portsUsed is the most of the pool that can be gone by now toward a destination, or on a
+// local IP: no more than all sockets have, and no more than was gone at the last look and
+// the connects since.
+func (v *view) portsUsed(p *kernelstat.Pool) float64 {
+	if v.sysctls() == snapshot.SysctlsUnknown {
+		return 0
+	}
+	size := float64(p.Size)
+	most := float64(v.kernel[inUse4]+v.kernel[inUse6]+v.kernel[timeWaits]) / size
+	if v.sockets != nil {
+		ports := v.sockets.Ports
+		opened := float64(v.kernel[activeOpens] - v.then[activeOpens])
+		most = min(most, max(ports.Connect, ports.Bind, ports.BindAny)+opened/size)
+	}
+	return most
+}
+
+// leaks reports whether connections may be leaking: a part of them waited for close(2) at
+// the last look, or there are many more since.
+func (v *view) leaks() bool {
+	var closeWaits uint64
+	for f := range snapshot.NumFamilies {
+		for d := range snapshot.NumDirections {
+			closeWaits += v.sockets.Connections[f][d][tcptable.CloseWait]
+		}
+	}
+	now, then := float64(v.kernel[currEstab]), float64(v.then[currEstab])
+	return closeWaits >= fewCloseWaits && float64(closeWaits) >= urgentCloseWait*now || now > 2*then+fewCloseWaits*fewCloseWaits
+}
+
+// hasChanged reports whether a counter of TCP has since the last look.
+func (v *view) hasChanged() bool {
+	for n, value := range v.kernel {
+		if n.Part() != "conntrack" && v.then[n] != value {
+			return true
+		}
+	}
+	return false
+}
+
+// walk reads a table. One that changes fast may have been whole though it seemed short,
+// so it is read once more.
+func (s *namespaces) walk(ctx context.Context, v *view) error {
+	v.turn = s.rounds // whatever becomes of it
+	s.procfs.SetDir(v.Path())
+	s.tally.Recall(v.memory)
+	err := s.table.count(ctx, s.tally, s.procfs, s.pool, nil)
+	if _, short := errors.AsType[*tcptable.ShortError](err); short && ctx.Err() == nil {
+		err = s.table.count(ctx, s.tally, s.procfs, s.pool, nil)
+	}
+	switch {
+	case !v.Is():
+		return nil // of another namespace, or of none
+	case err != nil:
+		return err
+	}
+	sockets := s.tally.Snapshot(s.table.limits())
+	sockets.Source, sockets.Read = SourceProcfs, time.Now()
+	sockets.HeldPorts = nil // 8 KiB
+	v.sockets, v.then = sockets, v.kernel
+	v.judge(s.tally, s.pool)
+	if v.sysctls() == snapshot.SysctlsUnknown {
+		sockets.Ports = nil
+	}
+	v.memory = s.tally.Remember()
+	return nil
+}
+
+// judge looks for ports that connect(2) would not have chosen from the pool.
+func (v *view) judge(t *tally.Tally, p *kernelstat.Pool) {
+	for port := range t.ListenerPorts().All() {
+		if !p.Ports.Has(port) && len(v.listened) < maxListened && !slices.Contains(v.listened, port) {
+			v.listened = append(v.listened, port)
+		}
+	}
+	for port := range t.OutsidePorts().All() {
+		if port >= privileged && len(v.outside) < maxOutside && !slices.Contains(v.outside, port) && !slices.Contains(v.listened, port) {
+			v.outside = append(v.outside, port)
+		}
+	}
+	if len(v.outside) < maxOutside {
+		v.outside = slices.DeleteFunc(v.outside, func(port uint16) bool { return slices.Contains(v.listened, port) })
+	}
+}
+
+// sysctls tells whether those of the pool can be assumed.
+func (v *view) sysctls() snapshot.Sysctls {
+	if len(v.outside) == maxOutside {
+		return snapshot.SysctlsUnknown
+	}
+	return snapshot.SysctlsAssumed
+}
+
+// describe makes the snapshots.
+func (s *namespaces) describe(out *snapshot.Namespaces, all []*view) {
+	looks := make([]*snapshot.Sockets, len(all))
+	for i, v := range all {
+		looks[i] = v.sockets
+		switch {
+		case v.turn == s.rounds && v.sockets != nil:
+			out.Read++
+		case v.sockets != nil && !v.hasChanged():
+			out.Unchanged++
+		default:
+			out.Waiting++
+		}
+	}
+	limits := s.table.limits()
+	limits.Remotes += len(s.table.cfg.RemoteGroups)
+	looks = tally.Share(looks, limits)
+	for i, v := range all {
+		ns := &snapshot.Namespace{Name: v.Name, Owner: v.Owner, Sysctls: v.sysctls(), Kernel: v.kernel, Sockets: looks[i]}
+		if ns.Sysctls == snapshot.SysctlsAssumed {
+			ns.Pool = s.pool
+		}
+		out.Others = append(out.Others, ns)
+	}
+}

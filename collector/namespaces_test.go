@@ -1,0 +1,139 @@
+package collector
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/netns"
+	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tcptable"
+)
+
+// looked returns a view whose table was read in a round, with so many CLOSE_WAITs and so
+// much of the pool gone.
+func looked(name string, turn int, ago time.Duration, closeWaits uint64, gone float64) *view {
+	v := &view{Namespace: &netns.Namespace{Name: name}, turn: turn, kernel: kernelstat.Numbers{}, then: kernelstat.Numbers{}}
+	v.sockets = &snapshot.Sockets{Read: time.Now().Add(-ago), Ports: &snapshot.Ports{Connect: gone}}
+	v.sockets.Connections[snapshot.IPv4][snapshot.Inbound][tcptable.CloseWait] = closeWaits
+	v.kernel[inUse4], v.then[inUse4] = 30_000, 30_000 // so that the look is what counts
+	v.kernel[currEstab], v.then[currEstab] = 1000, 1000
+	return v
+}
+
+// now changes a number since the last look.
+func (v *view) now(n kernelstat.Number, value uint64) *view {
+	v.kernel[n] = value
+	return v
+}
+
+// TestOrder has the namespaces in the order in which their tables are to be read.
+func TestOrder(t *testing.T) {
+	unseen := func(name string, inUse uint64) *view {
+		return &view{Namespace: &netns.Namespace{Name: name}, kernel: kernelstat.Numbers{inUse4: inUse}}
+	}
+	all := []*view{
+		looked("unchanged", 1, time.Minute, 0, 0),
+		looked("unchanged for long", 4, 5*time.Minute, 0, 0),
+		looked("changed lately", 8, time.Minute, 0, 0).now(activeOpens, 1),
+		looked("changed", 7, time.Minute, 0, 0).now(activeOpens, 1),
+		looked("only conntrack", 2, time.Minute, 0, 0).now(kernelstat.Conntrack("entries"), 9),
+		unseen("unseen, few", 5), unseen("unseen, more", 50),
+		unseen("unseen, many", 10_000),
+		looked("full", 9, time.Minute, 0, 0.3),
+		looked("half full, and connects", 5, time.Minute, 0, 0.2).now(activeOpens, 2000),
+		looked("leaks", 3, time.Minute, 100, 0),
+		looked("grows", 6, time.Minute, 0, 0).now(currEstab, 3000),
+	}
+	s := &namespaces{pool: kernelstat.DefaultPool()}
+	f := func(rounds int, want ...string) {
+		t.Helper()
+		s.rounds = rounds
+		var got []string
+		for _, v := range s.order(all, time.Now()) {
+			got = append(got, v.Name)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("round %d:\n%q, want\n%q", rounds, got, want)
+		}
+	}
+	urgent := []string{"leaks", "half full, and connects", "grows", "full"}
+	rest := []string{"unseen, few", "unchanged for long", "changed", "changed lately", "unchanged", "only conntrack"}
+	f(10, slices.Concat([]string{"unseen, more", "unseen, many"}, urgent, rest)...)
+	f(11, slices.Concat([]string{"unseen, many", "unseen, more"}, urgent, rest)...)
+	all = all[:1]
+	f(12, "unchanged")
+}
+
+// TestPoolOfOthers has ports outside of the pool that is assumed: of listeners and of
+// those that a program chose itself they tell nothing.
+func TestPoolOfOthers(t *testing.T) {
+	s := newOthers(t)
+	v := &view{Namespace: &netns.Namespace{}}
+	look := func(want snapshot.Sysctls, listen []uint16, from ...uint16) {
+		t.Helper()
+		var rows []tcptable.Socket
+		for _, port := range listen {
+			rows = append(rows, tcptable.Socket{Local: tcptable.Endpoint{Port: port}, State: tcptable.Listen})
+		}
+		for _, port := range from {
+			rows = append(rows, tcptable.Socket{Local: tcptable.Endpoint{Port: port}, Remote: tcptable.Endpoint{Port: 443}, State: tcptable.Established})
+		}
+		if err := s.tally.Count(func(yield func(tcptable.Socket, error) bool) {
+			for _, row := range rows {
+				if !yield(row, nil) {
+					return
+				}
+			}
+		}, s.pool, nil); err != nil {
+			t.Fatal(err)
+		}
+		v.judge(s.tally, s.pool)
+		if got := v.sysctls(); got != want {
+			t.Errorf("listening on %d, connected from %d: %s, want %s", listen, from, got, want)
+		}
+	}
+	look(snapshot.SysctlsAssumed, nil, 33000, 33001, 33002, 33003, 33004, 60999)
+	look(snapshot.SysctlsAssumed, nil, 665, 700, 800, 900, 1000, 1023)
+	look(snapshot.SysctlsAssumed, []uint16{8080}, 2000, 2001, 2002, 2003)
+	look(snapshot.SysctlsAssumed, []uint16{2003}, 2000, 2000, 2001, 2002) // a listener's now
+	look(snapshot.SysctlsAssumed, nil, 8080, 2003)                        // and once
+	look(snapshot.SysctlsAssumed, nil, 2004)
+	look(snapshot.SysctlsUnknown, nil, 61000)
+	look(snapshot.SysctlsUnknown, []uint16{2000, 2001})
+}
+
+// newOthers returns what reads the namespaces of the machine node but its host's.
+func newOthers(t *testing.T) *namespaces {
+	t.Helper()
+	c := newCollector(t, machine(t, "node"))
+	return <-c.others
+}
+
+// TestBudget reads one table a scrape without a budget, all after as many scrapes, and
+// then those again that were read longest ago. What ends is gone at the next scrape.
+func TestBudget(t *testing.T) {
+	s := newOthers(t)
+	s.table.cfg.Budget = 0
+	want := func(read, unchanged, waiting int) {
+		t.Helper()
+		all, err := s.read(t.Context())
+		if err != nil || all.Read != read || all.Unchanged != unchanged || all.Waiting != waiting || all.Denied != 0 {
+			t.Errorf("%d read, %d unchanged, %d waiting, %d denied: %v; want %d, %d, %d", all.Read, all.Unchanged, all.Waiting, all.Denied, err, read, unchanged, waiting)
+		}
+		for _, ns := range all.Others {
+			if ns.Kernel[activeOpens] == 0 && ns.Kernel[kernelstat.SNMP("PassiveOpens")] == 0 {
+				t.Errorf("%s has no counters", ns.Name)
+			}
+		}
+	}
+	want(1, 0, 3)
+	want(1, 1, 2)
+	want(1, 2, 1)
+	for range 3 {
+		want(1, 3, 0)
+	}
+	s.table.cfg.Budget = time.Minute
+	want(4, 0, 0)
+}
