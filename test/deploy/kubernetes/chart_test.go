@@ -17,7 +17,9 @@ import (
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/lint"
 	"helm.sh/helm/v3/pkg/lint/support"
+	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
+	networking "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -133,8 +135,8 @@ func TestObjects(t *testing.T) {
 			pod, container := c.pod(t)
 
 			seen := map[string]bool{}
-			for i, object := range c.all {
-				key := fmt.Sprintf("%s %s/%s", c.kinds[i], object.GetNamespace(), object.GetName())
+			for _, object := range c {
+				key := fmt.Sprintf("%s %s/%s", kindOf(object), object.GetNamespace(), object.GetName())
 				if seen[key] {
 					t.Errorf("%s twice", key)
 				}
@@ -151,11 +153,11 @@ func TestObjects(t *testing.T) {
 			}
 
 			podLabels := labels.Set(pod.Labels)
-			selector := labels.SelectorFromSet(c.daemonSets[0].Spec.Selector.MatchLabels)
+			selector := labels.SelectorFromSet(of[*apps.DaemonSet](c)[0].Spec.Selector.MatchLabels)
 			if selector.Empty() || !selector.Matches(podLabels) {
 				t.Errorf("the DaemonSet's selector %q does not match its pods %v", selector, podLabels)
 			}
-			for _, s := range c.services {
+			for _, s := range of[*core.Service](c) {
 				if !labels.SelectorFromSet(s.Spec.Selector).Matches(podLabels) || s.Namespace != namespace {
 					t.Errorf("the Service selects %v in %s", s.Spec.Selector, s.Namespace)
 				}
@@ -164,13 +166,13 @@ func TestObjects(t *testing.T) {
 					t.Errorf("the Service has clusterIP %q", s.Spec.ClusterIP)
 				}
 			}
-			for _, p := range c.policies {
+			for _, p := range of[*networking.NetworkPolicy](c) {
 				if !labels.SelectorFromSet(p.Spec.PodSelector.MatchLabels).Matches(podLabels) {
 					t.Errorf("the NetworkPolicy selects %v", p.Spec.PodSelector)
 				}
 				hasPort(t, container, *p.Spec.Ingress[0].Ports[0].Port)
 			}
-			for _, m := range c.podMonitors {
+			for _, m := range of[*monitoring.PodMonitor](c) {
 				if !labels.SelectorFromSet(m.Spec.Selector.MatchLabels).Matches(podLabels) || !slices.Equal(m.Spec.NamespaceSelector.MatchNames, []string{namespace}) {
 					t.Errorf("the PodMonitor selects %v in %v", m.Spec.Selector, m.Spec.NamespaceSelector)
 				}
@@ -178,8 +180,8 @@ func TestObjects(t *testing.T) {
 				hasPort(t, container, intstr.FromString(*endpoint.Port))
 				checkRelabelings(t, endpoint.RelabelConfigs, jobOfAlerts)
 			}
-			for _, m := range c.serviceMonitors {
-				service := c.services[0]
+			for _, m := range of[*monitoring.ServiceMonitor](c) {
+				service := of[*core.Service](c)[0]
 				if !labels.SelectorFromSet(m.Spec.Selector.MatchLabels).Matches(labels.Set(service.Labels)) || !slices.Equal(m.Spec.NamespaceSelector.MatchNames, []string{namespace}) {
 					t.Errorf("the ServiceMonitor selects %v in %v", m.Spec.Selector, m.Spec.NamespaceSelector)
 				}
@@ -297,7 +299,7 @@ func TestDefaults(t *testing.T) {
 // TestRunbookLinks holds that the alerts of an exporter with a certificate link to https.
 func TestRunbookLinks(t *testing.T) {
 	links := 0
-	for _, rules := range install(t, valueSets(t)["tls"].values).rules {
+	for _, rules := range of[*monitoring.PrometheusRule](install(t, valueSets(t)["tls"].values)) {
 		for _, group := range rules.Spec.Groups {
 			for _, rule := range group.Rules {
 				if link, ok := rule.Annotations["runbook_url"]; ok {
@@ -316,19 +318,19 @@ func TestRunbookLinks(t *testing.T) {
 
 // TestRules holds that the chart's rules are those of deploy/prometheus.
 func TestRules(t *testing.T) {
-	c := install(t, valueSets(t)["everything"].values)
-	if len(c.rules) != 2 {
-		t.Fatalf("got %d PrometheusRules", len(c.rules))
+	rules := of[*monitoring.PrometheusRule](install(t, valueSets(t)["everything"].values))
+	if len(rules) != 2 {
+		t.Fatalf("got %d PrometheusRules", len(rules))
 	}
 	for i, kind := range []string{"alerts", "rules"} {
-		if want := release + "-timewait-exporter-" + kind; c.rules[i].Name != want {
-			t.Errorf("name is %s, want %s", c.rules[i].Name, want)
+		if want := release + "-timewait-exporter-" + kind; rules[i].Name != want {
+			t.Errorf("name is %s, want %s", rules[i].Name, want)
 		}
 		var want monitoring.PrometheusRuleSpec
-		if err := unmarshalStrict(readFile(t, "deploy/prometheus/timewait_exporter."+kind+".yml"), &want); err != nil {
+		if err := yaml.UnmarshalStrict([]byte(readFile(t, "deploy/prometheus/timewait_exporter."+kind+".yml")), &want); err != nil {
 			t.Fatal(err)
 		}
-		if len(want.Groups) == 0 || !reflect.DeepEqual(c.rules[i].Spec, want) {
+		if len(want.Groups) == 0 || !reflect.DeepEqual(rules[i].Spec, want) {
 			t.Errorf("the %s are not those of deploy/prometheus", kind)
 		}
 	}
@@ -336,16 +338,16 @@ func TestRules(t *testing.T) {
 
 // TestDashboards holds that the chart's dashboards are those of dashboards.
 func TestDashboards(t *testing.T) {
-	c := install(t, valueSets(t)["everything"].values)
+	configMaps := of[*core.ConfigMap](install(t, valueSets(t)["everything"].values))
 	got := map[string]string{}
-	for _, m := range c.configMaps {
+	for _, m := range configMaps {
 		maps.Copy(got, m.Data)
 	}
 	want := map[string]string{}
 	for _, path := range glob(t, "dashboards/*.json") {
 		want[filepath.Base(path)] = readFile(t, path)
 	}
-	if len(want) == 0 || !maps.Equal(got, want) || len(c.configMaps) != len(want) {
+	if len(want) == 0 || !maps.Equal(got, want) || len(configMaps) != len(want) {
 		t.Errorf("ConfigMaps have %v, dashboards has %v, or their text differs", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 	}
 }
@@ -554,19 +556,19 @@ func TestLongNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	names := map[string]bool{}
-	for i, object := range c.all {
+	for _, object := range c {
 		// Only a Service's name is bound to 63 characters.
 		problems := validation.NameIsDNSSubdomain(object.GetName(), false)
-		if c.kinds[i] == "Service" {
+		if kindOf(object) == "Service" {
 			problems = validation.NameIsDNS1035Label(object.GetName(), false)
 		}
 		for _, problem := range problems {
-			t.Errorf("%s %s: %s", c.kinds[i], object.GetName(), problem)
+			t.Errorf("%s %s: %s", kindOf(object), object.GetName(), problem)
 		}
-		names[c.kinds[i]+object.GetName()] = true
+		names[kindOf(object)+object.GetName()] = true
 	}
-	if len(names) != len(c.all) {
-		t.Errorf("%d objects have %d names", len(c.all), len(names))
+	if len(names) != len(c) {
+		t.Errorf("%d objects have %d names", len(c), len(names))
 	}
 }
 

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	core "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
 	"timewait_exporter/test/deploy/host"
 )
 
@@ -54,7 +57,7 @@ func TestKustomization(t *testing.T) {
 			NewTag  string `json:"newTag"`
 		} `json:"images"`
 	}
-	if err := unmarshalStrict(readFile(t, "deploy/kubernetes/kustomization.yaml"), &kustomization); err != nil {
+	if err := yaml.UnmarshalStrict([]byte(readFile(t, "deploy/kubernetes/kustomization.yaml")), &kustomization); err != nil {
 		t.Fatal(err)
 	}
 	var files, objects []string
@@ -77,11 +80,12 @@ func TestKustomization(t *testing.T) {
 	if container.Image != image.Name+":"+image.NewTag {
 		t.Errorf("the image is %s, which %+v does not change", container.Image, image)
 	}
-	if len(c.namespaces) != 1 || c.namespaces[0].Labels["pod-security.kubernetes.io/enforce"] != "privileged" {
-		t.Fatalf("namespaces are %v", c.namespaces)
+	namespaces := of[*core.Namespace](c)
+	if len(namespaces) != 1 || namespaces[0].Labels["pod-security.kubernetes.io/enforce"] != "privileged" {
+		t.Fatalf("namespaces are %v", namespaces)
 	}
-	for _, object := range c.all {
-		if ns := object.GetNamespace(); ns != "" && ns != c.namespaces[0].Name {
+	for _, object := range c {
+		if ns := object.GetNamespace(); ns != "" && ns != namespaces[0].Name {
 			t.Errorf("%s is in %s", object.GetName(), ns)
 		}
 	}

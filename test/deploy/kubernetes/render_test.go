@@ -19,8 +19,8 @@ import (
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 
 	"timewait_exporter/test/deploy/host"
 )
@@ -77,91 +77,49 @@ func render(c *chart.Chart, release, namespace, values string) ([]string, error)
 }
 
 // cluster is what a set of objects would put into a cluster.
-type cluster struct {
-	namespaces      []*core.Namespace
-	accounts        []*core.ServiceAccount
-	daemonSets      []*apps.DaemonSet
-	services        []*core.Service
-	configMaps      []*core.ConfigMap
-	policies        []*networking.NetworkPolicy
-	podMonitors     []*monitoring.PodMonitor
-	serviceMonitors []*monitoring.ServiceMonitor
-	rules           []*monitoring.PrometheusRule
-	all             []meta.Object
-	kinds           []string
+type cluster []object
+
+type object interface {
+	meta.Object
+	runtime.Object
+}
+
+// kindOf returns "Service" for one.
+func kindOf(o object) string { return o.GetObjectKind().GroupVersionKind().Kind }
+
+// of returns the objects of one type.
+func of[T object](c cluster) (all []T) {
+	for _, o := range c {
+		if o, ok := o.(T); ok {
+			all = append(all, o)
+		}
+	}
+	return all
 }
 
 // decode reads objects as strictly as the API server can: an unknown kind, an
 // unknown or misspelt field and a field given twice are errors.
-func decode(objects []string) (*cluster, error) {
-	c := &cluster{}
+func decode(objects []string) (cluster, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{core.AddToScheme, apps.AddToScheme, networking.AddToScheme, monitoring.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
+	var c cluster
 	for _, text := range objects {
-		var kind meta.TypeMeta
-		if err := yaml.Unmarshal([]byte(text), &kind); err != nil {
-			return nil, fmt.Errorf("%w in\n%s", err, text)
-		}
-		c.kinds = append(c.kinds, kind.Kind)
-		var err error
-		switch kind.APIVersion + " " + kind.Kind {
-		case "v1 Namespace":
-			err = add(c, &c.namespaces, text)
-		case "v1 ServiceAccount":
-			err = add(c, &c.accounts, text)
-		case "apps/v1 DaemonSet":
-			err = add(c, &c.daemonSets, text)
-		case "v1 Service":
-			err = add(c, &c.services, text)
-		case "v1 ConfigMap":
-			err = add(c, &c.configMaps, text)
-		case "networking.k8s.io/v1 NetworkPolicy":
-			err = add(c, &c.policies, text)
-		case "monitoring.coreos.com/v1 PodMonitor":
-			err = add(c, &c.podMonitors, text)
-		case "monitoring.coreos.com/v1 ServiceMonitor":
-			err = add(c, &c.serviceMonitors, text)
-		case "monitoring.coreos.com/v1 PrometheusRule":
-			err = add(c, &c.rules, text)
-		default:
-			err = fmt.Errorf("no type for %+v", kind)
-		}
+		o, _, err := decoder.Decode([]byte(text), nil, nil)
 		if err != nil {
 			return nil, fmt.Errorf("%w in\n%s", err, text)
 		}
+		c = append(c, o.(object))
 	}
 	return c, nil
 }
 
-func add[T any, P interface {
-	*T
-	meta.Object
-}](c *cluster, list *[]P, text string) error {
-	object := P(new(T))
-	if err := unmarshalStrict(text, object); err != nil {
-		return err
-	}
-	*list = append(*list, object)
-	c.all = append(c.all, object)
-	return nil
-}
-
-// unmarshalStrict knows the case of fields, unlike yaml.UnmarshalStrict.
-func unmarshalStrict(text string, into any) error {
-	data, err := yaml.YAMLToJSONStrict([]byte(text))
-	if err != nil {
-		return err
-	}
-	unknown, err := json.UnmarshalStrict(data, into)
-	if err != nil {
-		return err
-	}
-	if len(unknown) > 0 {
-		return unknown[0]
-	}
-	return nil
-}
-
 // install renders the chart with a values file and decodes the result.
-func install(t testing.TB, values string) *cluster {
+func install(t testing.TB, values string) cluster {
 	t.Helper()
 	objects, err := render(loadChart(t), release, namespace, values)
 	if err != nil {
@@ -175,11 +133,12 @@ func install(t testing.TB, values string) *cluster {
 }
 
 // pod returns the only pod of the cluster and its only container.
-func (c *cluster) pod(t testing.TB) (core.PodTemplateSpec, core.Container) {
+func (c cluster) pod(t testing.TB) (core.PodTemplateSpec, core.Container) {
 	t.Helper()
-	if len(c.daemonSets) != 1 || len(c.daemonSets[0].Spec.Template.Spec.Containers) != 1 {
-		t.Fatalf("want one DaemonSet with one container, got %v", c.daemonSets)
+	sets := of[*apps.DaemonSet](c)
+	if len(sets) != 1 || len(sets[0].Spec.Template.Spec.Containers) != 1 {
+		t.Fatalf("want one DaemonSet with one container, got %v", sets)
 	}
-	pod := c.daemonSets[0].Spec.Template
+	pod := sets[0].Spec.Template
 	return pod, pod.Spec.Containers[0]
 }
