@@ -26,8 +26,10 @@ type fleet struct {
 	scrapes [machines]atomic.Int64
 }
 
-// The limits that the kernel shows only in the first network namespace.
-const hostLimits = `
+// What the machine here does not have: limits that the kernel shows only in the first network namespace, and an old leak.
+const elsewhere = `
+tcp_owner_close_wait_older_connections{netns="self",owner="shop.service",age="600"} 3
+tcp_owner_close_wait_oldest_seconds{netns="self",owner="shop.service"} 700
 tcp_orphan_limit 131072
 tcp_memory_limit_bytes{level="low"} 6.3e+08
 tcp_memory_limit_bytes{level="pressure"} 8.4e+08
@@ -66,7 +68,7 @@ func (f *fleet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // checkFleet runs every query against the simulated fleet and prints what it costs.
 func checkFleet(t *testing.T, boards map[string]board) {
 	const interval = 5 * time.Second
-	server := httptest.NewServer(&fleet{text: program.Get(t, "http://"+exporterAddress+"/metrics") + hostLimits})
+	server := httptest.NewServer(&fleet{text: program.Get(t, "http://"+exporterAddress+"/metrics") + elsewhere})
 	t.Cleanup(server.Close)
 	var targets []map[string]any
 	for machine := range machines {

@@ -24,11 +24,15 @@ const (
 // shown are the variables' values for the exporter in the private network. The destination is the worst once there is load.
 var shown = selection{"job": job, "instance": exporterAddress, "netns": "self", "remote_ip": "127.0.0.2", "remote_port": "8080", "__rate_interval": "4s"}
 
-// The kernel shows these limits only in the first network namespace, or no longer at all. The simulated fleet has them.
+// The kernel shows these limits only in the first network namespace, or no longer at all, and what is old takes its time. The simulated
+// fleet has them.
 var notInPrivateNetwork = []string{
 	"timewait-host / How near is TCP memory pressure? / A", // net.ipv4.tcp_mem
 	"timewait-host / Orphans of their limit / A",           // net.ipv4.tcp_max_orphans
 	"timewait-host / Which limits are in force? / E",       // tcp_tw_recycle, until Linux 4.11
+	// The traffic is not ten minutes old.
+	"timewait-fleet / Which owners have CLOSE_WAITs that are old? / A",
+	"timewait-fleet / Which owners have CLOSE_WAITs that are old? / B",
 }
 
 // On a quiet machine these show no data, because there is nothing that could have a value. All others show one, mostly 0.
@@ -37,6 +41,13 @@ var quietWithoutData = append(slices.Clone(notInPrivateNetwork),
 	"timewait-host / Which remotes hold the connections? / C",
 	"timewait-host / Which remotes hold the connections? / D",
 	"timewait-host / Which remotes hold the connections? / E",
+	"timewait-host / Whose sockets are they? / C",
+	"timewait-host / Whose sockets are they? / D",
+	"timewait-host / Whose sockets are they? / E",
+	"timewait-host / Whose sockets are they? / F",
+	"timewait-host / Whose sockets are they? / G",
+	"timewait-fleet / The largest owners across all machines / B",
+	"timewait-fleet / The largest owners across all machines / C",
 	"timewait-destinations / The worst destinations, and what holds their ports / B",
 	"timewait-destinations / The worst destinations, and what holds their ports / D",
 	"timewait-destinations / The worst destinations, and what holds their ports / E",
