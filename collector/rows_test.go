@@ -109,7 +109,7 @@ func portsOf(t testing.TB, low, high int, reserved string) *kernelstat.Pool {
 	for name, text := range map[string]string{"ip_local_port_range": fmt.Sprintf("%d\t%d\n", low, high), "ip_local_reserved_ports": reserved + "\n"} {
 		writeFile(t, filepath.Join(root, "sys/net/ipv4", name), text)
 	}
-	p, err := kernelstat.ReadPool(t.Context(), root)
+	p, err := kernelstat.ReadPool(t.Context(), kernelstat.Sysctls{Root: root})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,7 +119,7 @@ func (s *scraper) newRound(ctx context.Context, ends time.Time) *round {
 	r.end = time.AfterFunc(left, func() { cancel(context.DeadlineExceeded) })
 	small := min(smallTimeout, max(minSmallTimeout, left/2))
 
-	if s.cfg.Namespace.OwnSysctls {
+	if s.cfg.hasSysctls() {
 		r.ports = begin(ctx, small, &s.ports, s.readPool)
 		r.done = append(r.done, r.ports.done)
 	}
@@ -177,13 +177,17 @@ func kernelParts(cfg Config) []*kernelPart {
 			of[n.Part()] = append(of[n.Part()], n)
 		}
 	}
-	if !cfg.Namespace.OwnSysctls {
+	if !cfg.hasSysctls() {
 		delete(of, "sysctls")
 	}
 	var parts []*kernelPart
 	for _, name := range slices.Sorted(maps.Keys(of)) {
 		parts = append(parts, &kernelPart{name: name, read: func(ctx context.Context) (kernelstat.Numbers, error) {
-			read, err := kernelstat.Read(ctx, cfg.ProcRoot, cfg.Namespace.Dir, of[name])
+			from := cfg.sysctls()
+			if name == "file-nr" {
+				from.Root = cfg.ProcRoot // it is the node's, in whichever namespace
+			}
+			read, err := kernelstat.Read(ctx, from, cfg.Namespace.Dir, of[name])
 			if err != nil && name != "sysctls" {
 				return nil, err // one of two files would be half a sum
 			}
@@ -260,13 +264,13 @@ func await[T any](ctx context.Context, s *scraper, ns *snapshot.Namespace, name 
 }
 
 func (s *scraper) readPool(ctx context.Context) (*kernelstat.Pool, error) {
-	return kernelstat.ReadPool(ctx, s.cfg.ProcRoot)
+	return kernelstat.ReadPool(ctx, s.cfg.sysctls())
 }
 
 func (s *scraper) readListening(ctx context.Context) (*tally.Listening, error) {
 	diag := s.diags.take(tcptable.NewSockDiag)
 	defer s.diags.put(diag)
-	limit, err := kernelstat.ReadSynLimit(ctx, s.cfg.ProcRoot)
+	limit, err := kernelstat.ReadSynLimit(ctx, s.cfg.sysctls())
 	if err != nil {
 		limit = 0 // which sysctl it is, and why, their own part tells
 	}

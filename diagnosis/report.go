@@ -70,6 +70,8 @@ type Report struct {
 
 // Input is where the numbers come from.
 type Input struct {
+	// Assumed are sysctls that are not as the machine has them, each with its value.
+	Assumed []string `json:"assumed,omitempty"`
 	// Kind is "live", "proc", "sos", "ss", "netstat" or "windows".
 	Kind string `json:"kind"`
 	// Path is what was read, "" of a live machine.
@@ -142,6 +144,8 @@ type Facts struct {
 	// Namespaces have their tables or say, in their Parts, why not.
 	Namespaces []*snapshot.Namespace
 	Node       *snapshot.Node
+	// Assumed are sysctls that were taken for set, each with its value.
+	Assumed []string
 	// Missing is what the input can't show.
 	Missing []NotChecked
 	// Listen is a port that a service wants to listen on, and Holders all sockets of that port;
@@ -165,6 +169,7 @@ func Diagnose(facts Facts, suppress ...string) *Report {
 		SchemaVersion: SchemaVersion, Host: facts.Host, Taken: facts.Taken, Input: facts.Input,
 		Findings: []*Finding{}, Capacity: []Capacity{}, NotChecked: slices.Clone(facts.Missing), Limits: []Evidence{}, Tables: newTables(),
 	}
+	r.Input.Assumed = facts.Assumed
 	walked := false
 	for _, ns := range facts.Namespaces {
 		l := &look{ns: ns, node: facts.Node, facts: &facts, report: r, claims: make(map[string]*Finding)}

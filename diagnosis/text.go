@@ -32,6 +32,9 @@ func (r *Report) WriteText(w io.Writer, color bool) error {
 		where += " " + r.Input.Path
 	}
 	t.wrap("", printable(where))
+	for _, assumed := range r.Input.Assumed {
+		t.wrap("  what if  ", printable(assumed))
+	}
 	for _, f := range r.Findings {
 		t.finding(f)
 	}

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,7 +33,7 @@ const (
 // reportConfig is what the command line says of a report.
 type reportConfig struct {
 	format, color string
-	suppress      []string
+	suppress, set []string
 	listen        int // 0 if nobody asks
 	sourceIsGiven bool
 	daemonOnly    map[string]*bool // flags that only serving has, and whether they are given
@@ -47,6 +49,8 @@ func addReport(app *kingpin.Application) *reportConfig {
 		&r.color, "auto", "always", "never")
 	c.Flag("suppress", "Leave out findings of this code, or of this code about this subject; * is any text. Repeatable.").
 		PlaceHolder("CODE[=SUBJECT]").StringsVar(&r.suppress)
+	c.Flag("set", "What if: take this sysctl for set so, as net.ipv4.ip_local_port_range=\"1024 65535\" or net.ipv4.tcp_tw_reuse=1. Repeatable.").
+		PlaceHolder("KEY=VALUE").StringsVar(&r.set)
 	number(c, "listen", "Say whether a service could begin to listen on this port, and who is in its way. 0 for none.", &r.listen, "0", 65535)
 	return r
 }
@@ -70,6 +74,17 @@ func (c *config) checkReport() error {
 			return fmt.Errorf("--%s: a report serves nothing and logs nothing", name)
 		}
 	}
+	c.collector.Set = make(map[string]string)
+	for _, given := range c.report.set {
+		key, value, ok := strings.Cut(given, "=")
+		if !ok {
+			return fmt.Errorf("--set: %q is not KEY=VALUE", given)
+		}
+		if _, twice := c.collector.Set[key]; twice {
+			return fmt.Errorf("--set: %s is given twice", key)
+		}
+		c.collector.Set[key] = value
+	}
 	if !c.report.sourceIsGiven {
 		c.collector.Source = collector.SourceAuto // it knows more
 	}
@@ -84,6 +99,9 @@ func report(ctx context.Context, cfg *config, stdout, stderr io.Writer) int {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
+	if err := cfg.collector.CheckSet(ctx); err != nil {
+		return fail(fmt.Errorf("--set: %w", err))
+	}
 	facts, err := look(ctx, cfg)
 	if err != nil {
 		return fail(err)
@@ -123,6 +141,9 @@ func look(ctx context.Context, cfg *config) (*diagnosis.Facts, error) {
 		Host: hostname(cfg.collector.ProcRoot), Taken: time.Now().UTC().Truncate(time.Second), Input: diagnosis.Input{Kind: "live"},
 	}
 	ns, node := c.Snapshot(ctx)
+	for _, key := range slices.Sorted(maps.Keys(cfg.collector.Set)) {
+		facts.Assumed = append(facts.Assumed, key+" = "+cfg.collector.Set[key])
+	}
 	facts.Namespaces, facts.Node = []*snapshot.Namespace{ns}, node
 	if port := uint16(cfg.report.listen); port != 0 {
 		facts.Listen, err = holders(ctx, cfg, port)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -142,22 +143,50 @@ func numbers(path string, keys, values, names []string) (map[string]uint64, erro
 	return found, nil
 }
 
+// Sysctls is where sysctls are read.
+type Sysctls struct {
+	// Root is a proc file system; "" for none.
+	Root string
+	// Set are the texts of sysctls by name, as net.ipv4.tcp_mem, which stand for those below
+	// Root: what would be if they were set so.
+	Set map[string]string
+}
+
+// text returns what a sysctl of about that size says, and where it does.
+func (s Sysctls) text(ctx context.Context, name string, size int) (text []byte, where string, err error) {
+	if text, ok := s.Set[name]; ok {
+		return []byte(text), s.where(name), nil
+	}
+	if s.Root == "" {
+		return nil, name, &fs.PathError{Op: "read", Path: name, Err: fs.ErrNotExist}
+	}
+	text, err = readFile(ctx, s.where(name), size)
+	return text, s.where(name), err
+}
+
+// where is where a sysctl is read.
+func (s Sysctls) where(name string) string {
+	if _, ok := s.Set[name]; ok {
+		return name
+	}
+	return SysctlPath(s.Root, name)
+}
+
 // ReadSysctl returns the numbers of the sysctl of that name, which has to have n of
-// them, below root, a proc file system (man 5 proc_sys).
-func ReadSysctl(ctx context.Context, root, name string, n int) ([]uint64, error) {
-	path := SysctlPath(root, name)
-	text, err := readFile(ctx, path, smallFile)
+// them (man 5 proc_sys).
+func ReadSysctl(ctx context.Context, from Sysctls, name string, n int) ([]uint64, error) {
+	text, where, err := from.text(ctx, name, smallFile)
 	if err != nil {
 		return nil, err
 	}
 	fields := strings.Fields(string(text))
 	if len(fields) != n {
-		return nil, fmt.Errorf("%s: not %d numbers: %.200q", path, n, text)
+		return nil, fmt.Errorf("%s: not %d numbers: %.200q", where, n, text)
 	}
 	values := make([]uint64, n)
 	for i, field := range fields {
 		if values[i], err = number(field); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, fmt.Errorf("%s: %w", where, err)
 		}
 	}
 	return values, nil

@@ -95,7 +95,7 @@ func TestReadSysctl(t *testing.T) {
 	}
 	read := func(text string, n int) ([]uint64, error) {
 		writeFile(t, path, text)
-		return ReadSysctl(t.Context(), root, "net.ipv4.tcp_mem", n)
+		return ReadSysctl(t.Context(), Sysctls{Root: root}, "net.ipv4.tcp_mem", n)
 	}
 	f := func(text string, want ...uint64) {
 		t.Helper()

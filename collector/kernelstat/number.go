@@ -100,10 +100,10 @@ func (n Number) OfNode() bool {
 // number that this kernel does not have is not among them.
 type Numbers map[Number]uint64
 
-// Read reads numbers of sysctls below root, a proc file system, and of the files in dir,
+// Read reads numbers of sysctls and of the files in dir,
 // the net directory of a namespace. Each file is all or nothing, and the error is that of
 // all that failed: the others' numbers are returned with it.
-func Read(ctx context.Context, root, dir string, numbers []Number) (Numbers, error) {
+func Read(ctx context.Context, from Sysctls, dir string, numbers []Number) (Numbers, error) {
 	byFile := make(map[string][]Number)
 	for _, n := range numbers {
 		byFile[n.file] = append(byFile[n.file], n)
@@ -115,7 +115,7 @@ func Read(ctx context.Context, root, dir string, numbers []Number) (Numbers, err
 		if n != of[0] {
 			continue // read with the first of its file
 		}
-		switch err := found.read(ctx, root, dir, of); {
+		switch err := found.read(ctx, from, dir, of); {
 		case errors.Is(err, fs.ErrNotExist):
 			if n.absent != 0 {
 				found[n] = n.absent
@@ -128,10 +128,10 @@ func Read(ctx context.Context, root, dir string, numbers []Number) (Numbers, err
 }
 
 // read adds the numbers of one file.
-func (f Numbers) read(ctx context.Context, root, dir string, numbers []Number) error {
+func (f Numbers) read(ctx context.Context, from Sysctls, dir string, numbers []Number) error {
 	first := numbers[0]
 	if first.isSysctl() {
-		values, err := ReadSysctl(ctx, root, first.file, first.of)
+		values, err := ReadSysctl(ctx, from, first.file, first.of)
 		if err != nil {
 			return err
 		}

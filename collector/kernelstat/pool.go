@@ -111,13 +111,28 @@ func DefaultPool() *Pool {
 	return p
 }
 
-// ReadPool reads the sysctls of the pool below root/sys. It returns nil without
-// an error where the kernel has no such sysctl.
+// The sysctls of the pool.
+const (
+	portRange     = "net.ipv4.ip_local_port_range"
+	reservedPorts = "net.ipv4.ip_local_reserved_ports"
+	timeWaitTime  = "net.ipv4.tcp_tw_timeout"
+	reuseMode     = "net.ipv4.tcp_tw_reuse"
+	reuseDelay    = "net.ipv4.tcp_tw_reuse_delay"
+	timestamps    = "net.ipv4.tcp_timestamps"
+)
+
+// PoolSysctls returns the names of those that ReadPool reads, first the one that there is
+// no pool without.
+func PoolSysctls() []string {
+	return []string{portRange, reservedPorts, timeWaitTime, reuseMode, reuseDelay, timestamps}
+}
+
+// ReadPool reads the sysctls of the pool. It returns nil without an error where the
+// kernel has no such sysctl.
 //
 // See Documentation/networking/ip-sysctl.rst.
-func ReadPool(ctx context.Context, root string) (*Pool, error) {
-	const portRange = "net.ipv4.ip_local_port_range"
-	bounds, err := ReadSysctl(ctx, root, portRange, 2)
+func ReadPool(ctx context.Context, from Sysctls) (*Pool, error) {
+	bounds, err := ReadSysctl(ctx, from, portRange, 2)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -125,11 +140,11 @@ func ReadPool(ctx context.Context, root string) (*Pool, error) {
 		return nil, err
 	}
 	if bounds[0] < 1 || bounds[1] > 65535 || bounds[0] > bounds[1] {
-		return nil, fmt.Errorf("%s: %d is not a low and a high port", SysctlPath(root, portRange), bounds)
+		return nil, fmt.Errorf("%s: %d is not a low and a high port", from.where(portRange), bounds)
 	}
 	p := &Pool{Low: int(bounds[0]), High: int(bounds[1])}
 	p.Ports.addRange(p.Low, p.High)
-	reserved, err := readReservedPorts(ctx, SysctlPath(root, "net.ipv4.ip_local_reserved_ports"))
+	reserved, err := readReservedPorts(ctx, from)
 	if err != nil {
 		return nil, err
 	}
@@ -138,19 +153,19 @@ func ReadPool(ctx context.Context, root string) (*Pool, error) {
 	}
 	p.Size = p.Ports.Len()
 
-	const timeWaitLength, longest = "net.ipv4.tcp_tw_timeout", uint64(LongestTimeWait / time.Second)
-	var timeWait, timestamps, delay uint64
+	const longest = uint64(LongestTimeWait / time.Second)
+	var timeWait, stamped, delay uint64
 	for _, setting := range []struct {
 		name     string
 		value    *uint64
 		fallback uint64
 	}{
-		{timeWaitLength, &timeWait, uint64(TimeWaitLength.Seconds())}, // seconds, 1 to 600; of vendors' kernels only
-		{"net.ipv4.tcp_tw_reuse", &p.ReuseMode, 0},
-		{"net.ipv4.tcp_timestamps", &timestamps, 1},
-		{"net.ipv4.tcp_tw_reuse_delay", &delay, 1000}, // milliseconds; a constant before Linux 6.15
+		{timeWaitTime, &timeWait, uint64(TimeWaitLength.Seconds())}, // seconds, 1 to 600; of vendors' kernels only
+		{reuseMode, &p.ReuseMode, 0},
+		{timestamps, &stamped, 1},
+		{reuseDelay, &delay, 1000}, // milliseconds; a constant before Linux 6.15
 	} {
-		switch values, err := ReadSysctl(ctx, root, setting.name, 1); {
+		switch values, err := ReadSysctl(ctx, from, setting.name, 1); {
 		case errors.Is(err, fs.ErrNotExist):
 			*setting.value = setting.fallback
 		case err != nil:
@@ -160,18 +175,18 @@ func ReadPool(ctx context.Context, root string) (*Pool, error) {
 		}
 	}
 	if timeWait < 1 || timeWait > longest {
-		return nil, fmt.Errorf("%s: %d is not a number of seconds from 1 to %d", SysctlPath(root, timeWaitLength), timeWait, longest)
+		return nil, fmt.Errorf("%s: %d is not a number of seconds from 1 to %d", from.where(timeWaitTime), timeWait, longest)
 	}
 	p.TimeWait = time.Duration(timeWait) * time.Second
-	p.Timestamps = timestamps != 0
+	p.Timestamps = stamped != 0
 	p.ReuseDelay = time.Duration(min(delay, math.MaxInt32)) * time.Millisecond
 	return p, nil
 }
 
 // readReservedPorts reads ip_local_reserved_ports; there are none where the kernel
 // does not know it.
-func readReservedPorts(ctx context.Context, path string) (*PortSet, error) {
-	list, err := ReadFile(ctx, path)
+func readReservedPorts(ctx context.Context, from Sysctls) (*PortSet, error) {
+	list, where, err := from.text(ctx, reservedPorts, usualFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return new(PortSet), nil
 	}
@@ -180,7 +195,7 @@ func readReservedPorts(ctx context.Context, path string) (*PortSet, error) {
 	}
 	ports, err := parsePorts(string(list))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", where, err)
 	}
 	return ports, nil
 }

@@ -87,7 +87,7 @@ func TestParsePorts(t *testing.T) {
 func TestReadPool(t *testing.T) {
 	f := func(size, low, high int, sysctls map[string]string) {
 		t.Helper()
-		p, err := ReadPool(t.Context(), writePool(t, sysctls))
+		p, err := ReadPool(t.Context(), Sysctls{Root: writePool(t, sysctls)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -109,7 +109,7 @@ func TestReadPool(t *testing.T) {
 
 	bad := func(text string, sysctls map[string]string) {
 		t.Helper()
-		p, err := ReadPool(t.Context(), writePool(t, sysctls))
+		p, err := ReadPool(t.Context(), Sysctls{Root: writePool(t, sysctls)})
 		if err == nil {
 			t.Errorf("%v is taken for a pool of %d ports", sysctls, p.Size)
 		} else if !strings.Contains(err.Error(), text) {
@@ -134,7 +134,7 @@ func TestReadPool(t *testing.T) {
 		bad("tcp_tw_timeout", map[string]string{ports: "1 2", "tcp_tw_timeout": seconds + "\n"})
 	}
 
-	if p, err := ReadPool(t.Context(), t.TempDir()); p != nil || err != nil {
+	if p, err := ReadPool(t.Context(), Sysctls{Root: t.TempDir()}); p != nil || err != nil {
 		t.Errorf("without the sysctl: %v and %v", p, err)
 	}
 	for _, name := range []string{ports, reserved, "tcp_tw_timeout", "tcp_tw_reuse", "tcp_timestamps", "tcp_tw_reuse_delay"} {
@@ -144,7 +144,7 @@ func TestReadPool(t *testing.T) {
 		if err := os.Mkdir(path, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ReadPool(t.Context(), root); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := ReadPool(t.Context(), Sysctls{Root: root}); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s can't be read: %v, which should name it", name, err)
 		}
 	}
@@ -156,7 +156,7 @@ func TestReadPoolReuse(t *testing.T) {
 	f := func(mode uint64, timestamps bool, delay, lasts time.Duration, sysctls map[string]string) {
 		t.Helper()
 		sysctls["ip_local_port_range"] = "32768\t60999\n"
-		p, err := ReadPool(t.Context(), writePool(t, sysctls))
+		p, err := ReadPool(t.Context(), Sysctls{Root: writePool(t, sysctls)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,6 +173,27 @@ func TestReadPoolReuse(t *testing.T) {
 	}
 }
 
+// TestReadPoolSet has some sysctls set otherwise than the kernel says, and all of them without
+// a kernel.
+func TestReadPoolSet(t *testing.T) {
+	const kernel = "1000 1099"
+	for _, root := range []string{"", writePool(t, map[string]string{"ip_local_port_range": kernel, "tcp_tw_reuse": "2"})} {
+		set := map[string]string{"net.ipv4.ip_local_port_range": "1024 65535", "net.ipv4.ip_local_reserved_ports": "2000-2009", "net.ipv4.tcp_tw_reuse": "1"}
+		p, err := ReadPool(t.Context(), Sysctls{Root: root, Set: set})
+		if err != nil || p.Size != 64502 || p.ReuseMode != 1 || p.TimeWait != TimeWaitLength {
+			t.Errorf("below %q: %v and %v", root, p, err)
+		}
+		set["net.ipv4.ip_local_port_range"] = "1"
+		if _, err := ReadPool(t.Context(), Sysctls{Root: root, Set: set}); err == nil || !strings.HasPrefix(err.Error(), "net.ipv4.ip_local_port_range: ") {
+			t.Error(err)
+		}
+		delete(set, "net.ipv4.ip_local_port_range")
+		if p, err := ReadPool(t.Context(), Sysctls{Root: root, Set: set}); err != nil || (p == nil) != (root == "") || p != nil && (p.Size != 100 || p.ReuseMode != 1) {
+			t.Errorf("below %q without a range: %v and %v", root, p, err)
+		}
+	}
+}
+
 // TestReadReservedPorts reads lists that are longer than one read of the kernel's
 // usual size.
 func TestReadReservedPorts(t *testing.T) {
@@ -185,7 +206,7 @@ func TestReadReservedPorts(t *testing.T) {
 			want.Add(uint16(port))
 		}
 		text := strings.TrimSuffix(list.String(), ",") + "\n"
-		got, err := readReservedPorts(t.Context(), write(t, text))
+		got, err := readReservedPorts(t.Context(), Sysctls{Root: writePool(t, map[string]string{"ip_local_reserved_ports": text})})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,7 +32,7 @@ func TestReader(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer dir.Close()
-		want, wantErr := Read(t.Context(), path, path, numbers)
+		want, wantErr := Read(t.Context(), Sysctls{}, path, numbers)
 		got, err := r.Read(int(dir.Fd()))
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("of %q:\n%v, want\n%v", files, got, want)

@@ -14,7 +14,7 @@ func TestReadSynLimit(t *testing.T) {
 				sysctls[name] = text + "\n"
 			}
 		}
-		got, err := ReadSynLimit(t.Context(), writePool(t, sysctls))
+		got, err := ReadSynLimit(t.Context(), Sysctls{Root: writePool(t, sysctls)})
 		if got != want || (err != nil) != (want == 0) {
 			t.Errorf("tcp_max_syn_backlog %q, tcp_syncookies %q: %d and %v, want %d", backlog, cookies, got, err, want)
 		}
