@@ -215,8 +215,23 @@ var (
 	ownerCloseWaitOlder = newMetric("tcp_owner_close_wait_older_connections", "gauge", fromAges,
 		"Connections in CLOSE_WAIT that the owner's program has accepted or opened, and not closed, older than age=\"60\", \"600\" or \"3600\" seconds. Absent where none is in CLOSE_WAIT.",
 		"netns", "owner", "age")
+	destinationOwnerConnections = newMetric("tcp_destination_owner_connections", "gauge", fromLive,
+		"Live connections toward a destination of tcp_destination_ports_used by owner, the five with most and owner=\"other\". Whoever keeps connections open has most, and need not make the TIME_WAITs.",
+		"netns", "local_ip", "remote_ip", "remote_port", "owner")
+	destinationOwnerShare = newMetric("tcp_destination_owner_share_ratio", "gauge", fromLive,
+		"Who makes the TIME_WAITs of a destination, an estimate: share of an owner in the connections that scrapes saw alive and that have gone in the last 5 minutes, each counted once, the five with most and owner=\"other\". A connection that lives longer is likelier to be seen; of 100 samples the share is good to 10 points.",
+		"netns", "local_ip", "remote_ip", "remote_port", "owner")
+	destinationOwnerSamples = newMetric("tcp_destination_owner_samples", "gauge", fromLive,
+		"Of how many connections tcp_destination_owner_share_ratio is.",
+		"netns", "local_ip", "remote_ip", "remote_port")
+	ownerOpenFDs = newMetric("tcp_owner_worst_process_open_fds", "gauge", "/proc/PID/fd",
+		"Open files of the process of an owner that is nearest to its own limit of open files. Absent before Linux 6.2, unless the exporter may look into the process, and where the host's processes can't be seen.",
+		"owner", "program")
+	ownerMaxFDs = newMetric("tcp_owner_worst_process_max_fds", "gauge", "/proc/PID/limits",
+		"The limit of open files (RLIMIT_NOFILE, soft) of that process.",
+		"owner", "program")
 	ownerInfo = newMetric("tcp_owner_info", "gauge", fromCgroups,
-		"What is known of an owner. kind is unit, session, pod, container, vm, cgroup or root. Names of pods come from --path.pod-logs. Always 1, for joins.",
+		"What is known of an owner. kind is unit, session, pod, container, vm, cgroup or root; program is the name of its oldest process, where the host's processes can be seen. Names of pods come from --path.pod-logs. Always 1, for joins.",
 		"owner", "kind", "runtime", "unit", "namespace", "pod", "pod_uid", "container", "container_id", "program")
 	ownerSourceInfo = newMetric("timewait_exporter_owner_source_info", "gauge", "",
 		"Where the names of owners come from: source=\"pidfd\", \"cgroupfs\" or both; with source=\"none\" there are no metrics of owners, and reason says why. Else reason says what can't be known, if anything. Always 1, absent with --collector.owners=0.",
@@ -358,6 +373,7 @@ func Metrics() []*Metric {
 		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted, listenerSynQueueFill,
 		queueBytes, timerConnections, unansweredConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
 		ownerConnections, ownerUnaccepted, listenerOwnerInfo, ownerCloseWaitOldest, ownerCloseWaitOlder, ownerInfo,
+		destinationOwnerConnections, destinationOwnerShare, destinationOwnerSamples, ownerOpenFDs, ownerMaxFDs,
 		socketsInUse, upperBound,
 	}, kernelMetrics, []*Metric{
 		netnsInfo, namespacesFound, hostVisible, sourceInfo, ownerSourceInfo, collectorSuccess, collectorDuration, tableRead, undercountMax, rowsRead, malformedRows,

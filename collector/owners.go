@@ -25,10 +25,11 @@ type owners struct {
 
 // ownership is what is remembered of owners. It is not for concurrent use.
 type ownership struct {
-	names  *owner.Resolver
-	counts *tally.Owners
-	dump   *tcptable.SockDiag // of what the rows of /proc don't tell
-	err    string             // the last one that is in the log
+	names     *owner.Resolver
+	processes *owner.Processes
+	counts    *tally.Owners
+	dump      *tcptable.SockDiag // of what the rows of /proc don't tell
+	err       string             // the last one that is in the log
 }
 
 // findOwners returns what tells the owners of sockets, nil where nothing does, and
@@ -61,7 +62,7 @@ func findOwners(ctx context.Context, cfg Config, hasDiag bool, walkers spare[*wa
 	dump := tcptable.NewSockDiag()
 	dump.Ages = true
 	o := &owners{logger: logger, walkers: walkers, state: make(spare[*ownership], 1)}
-	o.state.put(&ownership{names: names, counts: tally.NewOwners(cfg.Owners), dump: dump})
+	o.state.put(&ownership{names: names, processes: owner.NewProcesses(names), counts: tally.NewOwners(cfg.Owners), dump: dump})
 	return o, source
 }
 
@@ -88,7 +89,27 @@ func (s *ownership) read(ctx context.Context, w *walked, logger log.Logger) (*sn
 	}
 	now := time.Now()
 	s.tell(s.names.Update(now, w.tally.Cgroups()), logger)
-	return s.counts.Snapshot(now, w.tally, w.Sockets, s.names), nil
+	found := s.counts.Snapshot(now, w.tally, w.Sockets, s.names)
+	s.addProcesses(now, found)
+	return found, nil
+}
+
+// addProcesses tells the programs of the owners that have a name of their own.
+func (s *ownership) addProcesses(now time.Time, found *snapshot.Owners) {
+	named := make(map[string][]uint64)
+	for i := range found.All {
+		if o := &found.All[i]; o.Owner.Kind != "" {
+			named[o.Name] = o.Cgroups
+		}
+	}
+	s.processes.Update(now, named)
+	for i := range found.All {
+		o := &found.All[i]
+		o.Program = s.processes.Program(o.Name)
+		if worst, ok := s.processes.Worst(o.Name); ok {
+			o.Worst = &worst
+		}
+	}
 }
 
 // tell logs what names could not be found for, once until it is something else. What

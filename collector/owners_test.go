@@ -329,3 +329,86 @@ func TestCloseWaitAge(t *testing.T) {
 		step(time.Second, 3, "3s")
 	})
 }
+
+// TestDestinationOwners counts a socket once, when it has gone: 20 that a pool keeps make no
+// TIME_WAIT.
+func TestDestinationOwners(t *testing.T) {
+	units := names{1: "often.service", 2: "seldom.service", 3: "pool.service", 10: "c10", 11: "c11", 12: "c12", 13: "c13", 14: "c14"}
+	bySource(t, 20, units, func(t *testing.T, w *ownedWalks) {
+		now, cookie := time.Now(), uint64(1000)
+		var p page
+		step := func(after time.Duration, port int, sockets map[uint64]int) {
+			t.Helper()
+			now = now.Add(after)
+			var rows []tcptable.Socket
+			for cgroup, n := range sockets {
+				for i := range n {
+					s := owned(t, fmt.Sprintf("%d tcp established 10.0.0.1:%d 10.0.0.9:%d", cgroup, 40000+len(rows), port))[0]
+					if s.Cookie = uint64(i + 1); cgroup != 3 {
+						cookie++
+						s.Cookie = cookie
+					}
+					rows = append(rows, s)
+				}
+			}
+			p = w.page(now, rows, rows)
+		}
+		want := func(samples float64, shares ...string) {
+			t.Helper()
+			p.want(t, samples, "tcp_destination_owner_samples", "remote_port", "443")
+			if got := p.values("tcp_destination_owner_share_ratio", "owner"); !slices.Equal(got, shares) {
+				t.Errorf("shares are %q, want %q", got, shares)
+			}
+		}
+		alive := map[uint64]int{1: 7, 2: 3, 3: 20}
+		for range 13 {
+			step(15*time.Second, 443, alive)
+		}
+		want(120, "often.service=0.7", "seldom.service=0.3")
+		if got := p.values("tcp_destination_owner_connections", "owner"); !slices.Equal(got, []string{"often.service=7", "pool.service=20", "seldom.service=3"}) {
+			t.Errorf("live %q", got)
+		}
+		// The pool is closed, all at once; who stopped is out of it after five minutes.
+		step(15*time.Second, 443, map[uint64]int{2: 3})
+		want(150, "often.service="+fmt.Sprint(91./150), "pool.service="+fmt.Sprint(20./150), "seldom.service=0.26")
+		step(290*time.Second, 443, map[uint64]int{2: 3})
+		step(10*time.Second, 443, nil)
+		p.wantNone(t, "tcp_destination_owner_samples") // no destination
+		step(time.Second, 443, map[uint64]int{2: 1})
+		want(3, "seldom.service=1")
+		// Where another destination was told meanwhile nothing has been seen to go.
+		step(time.Second, 80, map[uint64]int{1: 1})
+		step(time.Second, 443, map[uint64]int{1: 1})
+		want(3, "seldom.service=1")
+		// Six owners are five and the others.
+		many := map[uint64]int{1: 6, 10: 5, 11: 4, 12: 3, 13: 2, 14: 1, 2: 1}
+		step(10*time.Minute, 443, many)
+		step(time.Second, 443, nil)
+		step(time.Second, 443, many)
+		if got := p.values("tcp_destination_owner_connections", "owner"); !slices.Equal(got, []string{"c10=5", "c11=4", "c12=3", "c13=2", "often.service=6", "other=2"}) {
+			t.Errorf("live %q", got)
+		}
+	})
+}
+
+// TestDestinationOwnersOfMany has more live sockets than are remembered: what stays has not gone, and what has gone counts by
+// as much as is remembered.
+func TestDestinationOwnersOfMany(t *testing.T) {
+	var pool []tcptable.Socket
+	for i := range 50_000 {
+		s := socket(fmt.Sprintf("tcp established 10.0.0.1:%d 10.0.0.9:443", 40000+i%20000))
+		s.Cgroup, s.Cookie = 3, uint64(i+1)
+		pool = append(pool, s)
+	}
+	bySource(t, 20, names{3: "pool.service"}, func(t *testing.T, w *ownedWalks) {
+		now := time.Now()
+		var p page
+		for _, n := range []int{1000, 50_000, 50_000, 1000, 1000} {
+			now = now.Add(time.Second)
+			p = w.page(now, pool[:n], pool[:n])
+		}
+		if got := p.sum("tcp_destination_owner_samples"); got < 24_000 || got > 25_000 {
+			t.Errorf("%v samples of 49000 that have gone, half of which are remembered", got)
+		}
+	})
+}

@@ -303,6 +303,20 @@ func (s *samples) addOwners(owners *snapshot.Owners) {
 	for _, l := range owners.Listeners {
 		s.add(listenerOwnerInfo, 1, l.LocalIP.String(), portName(l.Port), l.Name)
 	}
+	for _, to := range owners.Destinations {
+		local, remote, port := to.LocalIP.String(), to.RemoteIP.String(), portName(to.RemotePort)
+		for _, o := range to.Live {
+			s.add(destinationOwnerConnections, float64(o.Sockets), local, remote, port, o.Name)
+		}
+		var gone uint64
+		for _, o := range to.Gone {
+			gone += o.Sockets
+		}
+		for _, o := range to.Gone {
+			s.add(destinationOwnerShare, float64(o.Sockets)/float64(gone), local, remote, port, o.Name)
+		}
+		s.add(destinationOwnerSamples, float64(gone), local, remote, port)
+	}
 }
 
 func (s *samples) addOwner(o *snapshot.OwnerSockets) {
@@ -325,6 +339,10 @@ func (s *samples) addOwner(o *snapshot.OwnerSockets) {
 		}
 	}
 	if w := &o.Owner; w.Kind != "" {
-		s.add(ownerInfo, 1, o.Name, string(w.Kind), w.Runtime, w.Unit, w.Namespace, w.Pod, w.PodUID, w.Container, w.ContainerID, "")
+		s.add(ownerInfo, 1, o.Name, string(w.Kind), w.Runtime, w.Unit, w.Namespace, w.Pod, w.PodUID, w.Container, w.ContainerID, o.Program)
+	}
+	if p := o.Worst; p != nil {
+		s.add(ownerOpenFDs, float64(p.OpenFiles), o.Name, p.Program)
+		s.add(ownerMaxFDs, float64(p.MaxFiles), o.Name, p.Program)
 	}
 }

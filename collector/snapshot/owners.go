@@ -20,6 +20,9 @@ type Owners struct {
 	All []OwnerSockets
 	// Listeners are the owners of AcceptQueues.
 	Listeners []ListenerOwner
+	// Destinations are the owners of Ports.Destinations; nil where there are too many
+	// sockets to tell.
+	Destinations []DestinationOwners
 }
 
 // OwnerSockets are the sockets of an owner.
@@ -35,6 +38,12 @@ type OwnerSockets struct {
 	Unaccepted  States
 	// CloseWaits are its accepted sockets in CLOSE_WAIT.
 	CloseWaits CloseWaits
+
+	// Program is the comm of its oldest process, empty if that is not known.
+	Program string
+	// Worst is its process that is nearest to its own limit of open files; nil if that is
+	// not known.
+	Worst *owner.Process
 }
 
 // CloseWaits are accepted sockets in CLOSE_WAIT by age. An age is the time since the
@@ -77,4 +86,22 @@ type ListenerOwner struct {
 	LocalIP netip.Addr
 	Port    uint16
 	Name    string
+}
+
+// DestinationOwners tells whose the outbound sockets toward a destination are: those that are
+// alive, and those that earlier walks saw alive and that have gone in the last five minutes, each
+// once. The latter make its TIME_WAITs, but were the likelier to be seen the longer they
+// lived.
+type DestinationOwners struct {
+	LocalIP, RemoteIP netip.Addr
+	RemotePort        uint16
+	// Live and Gone have the owners with most of each, most first, and then all others as
+	// owner.Other.
+	Live, Gone []OwnerCount
+}
+
+// OwnerCount counts sockets of an owner.
+type OwnerCount struct {
+	Name    string
+	Sockets uint64
 }

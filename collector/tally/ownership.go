@@ -19,8 +19,8 @@ type Names interface {
 }
 
 // Owners makes numbers by owner of what walks counted by cgroup. It remembers what one walk
-// does not tell: who listened on a port before, and since when a socket has been in
-// CLOSE_WAIT. It is not for concurrent use.
+// does not tell: who listened on a port before, since when a socket has been in
+// CLOSE_WAIT, and which sockets have gone. It is not for concurrent use.
 type Owners struct {
 	limit int // of owners that are told one by one
 	begun time.Time
@@ -29,11 +29,16 @@ type Owners struct {
 	ports map[uint16]portOwner
 
 	seen, before []sighting // by cookie
+
+	closers closers
 }
 
 // NewOwners returns Owners that tell so many of them one by one.
 func NewOwners(limit int) *Owners {
-	return &Owners{limit: limit, begun: time.Now(), seed: maphash.MakeSeed(), ports: make(map[uint16]portOwner)}
+	return &Owners{
+		limit: limit, begun: time.Now(), seed: maphash.MakeSeed(), ports: make(map[uint16]portOwner),
+		closers: closers{destinations: make(map[triple]*goneSockets)},
+	}
 }
 
 // owning is an owner whose sockets are being counted.
@@ -53,14 +58,16 @@ func (o *Owners) Snapshot(now time.Time, t *Tally, sockets *snapshot.Sockets, na
 		}
 		return w
 	}
+	label := func(cgroup uint64) string {
+		if cgroup == 0 {
+			return owner.Unknown
+		}
+		return names.Label(cgroup)
+	}
 	byIndex := make([]*owning, len(t.owned.cgroups))
 	for i := range t.owned.cgroups {
 		c := &t.owned.cgroups[i]
-		name := owner.Unknown
-		if c.id != 0 {
-			name = names.Label(c.id)
-		}
-		byIndex[i] = of(name)
+		byIndex[i] = of(label(c.id))
 		byIndex[i].addCgroup(c)
 	}
 	o.addCloseWaits(now, t.owned.closeWaits, byIndex)
@@ -76,7 +83,11 @@ func (o *Owners) Snapshot(now time.Time, t *Tally, sockets *snapshot.Sockets, na
 		return cmp.Or(cmp.Compare(b.live, a.live), cmp.Compare(a.Name, b.Name))
 	})
 	reconcile(ranked, unknown, sockets)
-	return &snapshot.Owners{All: o.largest(ranked, unknown, names), Listeners: listenerOwners(sockets, names)}
+	return &snapshot.Owners{
+		All:          o.largest(ranked, unknown, names),
+		Listeners:    listenerOwners(sockets, names),
+		Destinations: o.destinationOwners(now, t, sockets, label),
+	}
 }
 
 func (w *owning) addCgroup(c *cgroup) {

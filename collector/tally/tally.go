@@ -196,7 +196,7 @@ func (t *Tally) reset(p *kernelstat.Pool, l *Listening) {
 	*t = Tally{
 		pool: p, dump: l, prefix: t.prefix, wholeRemotes: t.wholeRemotes, remotes: t.remotes, groups: t.groups,
 		destinations: t.destinations, devices: t.devices,
-		listenerPorts: t.listenerPorts, queues: t.queues, halfOpen: t.halfOpen, locals: t.locals, owned: t.owned, sharedMinis: t.sharedMinis, named: t.named[:0],
+		listenerPorts: t.listenerPorts, queues: t.queues, halfOpen: t.halfOpen, locals: t.locals, owned: t.owned, sharedMinis: t.sharedMinis, named: t.named,
 		listeners: [tcptable.NumTables]listeners{{bound: t.listeners[tcptable.TCP].bound}, {bound: t.listeners[tcptable.TCP6].bound}},
 		former:    t.former, begun: now, heldPorts: held,
 	}

@@ -347,6 +347,7 @@ func (t *Tally) ports(n Limits) *snapshot.Ports {
 	var blocked uint64
 	worst := t.worstDestinations(max(n.Destinations, 1))
 	out.Destinations = make([]snapshot.Destination, 0, len(worst))
+	t.named = t.named[:0]
 	for i, d := range worst {
 		blocked = max(blocked, d.blocked)
 		if i < n.Destinations {

@@ -45,6 +45,21 @@ type exporter struct {
 // tables it counts. Nothing needs to be waited for: the socket listens already.
 func startExporter(t *testing.T, args ...string) *exporter {
 	t.Helper()
+	return startExporterBy(t, nil, args...)
+}
+
+// nobody runs a command as a user that has no capability and can get none.
+func nobody(t *testing.T) []string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("to be another user needs root")
+	}
+	return []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--pdeathsig=KILL"}
+}
+
+// startExporterBy has a command run the program.
+func startExporterBy(t *testing.T, by []string, args ...string) *exporter {
+	t.Helper()
 	// Not t.TempDir(): a Unix socket's path has at most 107 bytes.
 	dir, err := os.MkdirTemp("", "")
 	if err != nil {
@@ -65,8 +80,8 @@ func startExporter(t *testing.T, args ...string) *exporter {
 	defer file.Close()
 	// As sd_listen_fds(3) says. LISTEN_PID is the program's own pid, which only a shell
 	// that becomes the program knows.
-	command := exec.Command("/bin/sh", slices.Concat(
-		[]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, program.Path(), "--web.systemd-socket"}, args)...)
+	words := slices.Concat(by, []string{"/bin/sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, program.Path(), "--web.systemd-socket"}, args)
+	command := exec.Command(words[0], words[1:]...)
 	command.ExtraFiles = []*os.File{file}
 	e := run(t, command)
 	e.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -41,6 +41,9 @@ func buildAndRun(m *testing.M, checkout string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := os.Chmod(dir, 0o755); err != nil { // other users may run it too
+		return 0, err
+	}
 	if err := os.Setenv(pathEnv, path); err != nil {
 		return 0, err
 	}
