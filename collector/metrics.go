@@ -182,6 +182,9 @@ var (
 	timerConnections = newMetric("tcp_timer_connections", "gauge", fromTable,
 		"Connections, half-open ones, orphans and minisocks excluded, by the timer that runs: none, and only the program or a word of the peer ends it; retransmit, a SYN, data or FIN is not acknowledged yet; keepalive; probe, data waits for room at the peer, or for a route.",
 		"netns", "direction", "timer")
+	halfClosedConnections = newMetric("tcp_half_closed_connections", "gauge", fromTable,
+		"Connections in FIN_WAIT2 that a program still holds: shutdown() and no close(). Each costs an open file and has no timer; the rest of fin_wait2 ends by tcp_fin_timeout.",
+		"netns", "direction")
 	unansweredConnections = newMetric("tcp_unanswered_connections", "gauge", fromTable,
 		"Connections, half-open ones and orphans excluded, whose last three or more retransmissions or probes nobody answered: the peer, or the path to it, is gone. established always, syn_sent outbound always, of other states only what is not zero.",
 		"netns", "direction", "state")
@@ -371,7 +374,7 @@ func Metrics() []*Metric {
 		ephemeralPorts, ephemeralPortsUsed, ephemeralLow, ephemeralHigh, ephemeralUtilisation,
 		destinationPortsUsed, destinationUtilisation, destinationUnanswered, destinations, localPortsUsed, localUtilisation, privilegedUtilisation,
 		listenerConnections, listenerSockets, listenerAcceptQueue, listenerAcceptQueueLimit, listenerAcceptQueueFill, listenerFullSockets, listenerUnaccepted, listenerSynQueueFill,
-		queueBytes, timerConnections, unansweredConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
+		queueBytes, timerConnections, unansweredConnections, halfClosedConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
 		ownerConnections, ownerUnaccepted, listenerOwnerInfo, ownerCloseWaitOldest, ownerCloseWaitOlder, ownerInfo,
 		destinationOwnerConnections, destinationOwnerShare, destinationOwnerSamples, ownerOpenFDs, ownerMaxFDs,
 		socketsInUse, upperBound,

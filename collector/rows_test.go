@@ -607,7 +607,7 @@ func TestTimers(t *testing.T) {
 		for i := range n {
 			add(fmt.Sprintf("tcp established 10.0.0.1:%d 10.0.0.2:80", 4000+i), timer, 1, tcptable.Full)
 			add(fmt.Sprintf("tcp close_wait 10.0.0.1:80 10.0.0.2:%d", 4000+i), timer, uint64(i), tcptable.Full) // the first is not accepted
-			add(fmt.Sprintf("tcp fin_wait2 10.0.0.1:80 10.0.0.2:%d", 4100+i), timer, 1, tcptable.Full)
+			add(fmt.Sprintf("tcp fin_wait2 10.0.0.1:80 10.0.0.2:%d", 4100+i), timer, 1, tcptable.Full)          // half closed
 			// What is not.
 			add(fmt.Sprintf("tcp fin_wait2 10.0.0.1:80 10.0.0.2:%d", 4200+i), timer, 0, tcptable.Full)
 			add(fmt.Sprintf("tcp fin_wait2 10.0.0.1:80 10.0.0.2:%d", 4300+i), tcptable.TimerNone, 0, tcptable.Mini)
@@ -623,6 +623,8 @@ func TestTimers(t *testing.T) {
 		p.want(t, n, "tcp_timer_connections", "direction", "outbound", "timer", timer)
 		p.want(t, 2*n, "tcp_timer_connections", "direction", "inbound", "timer", timer)
 	}
+	p.want(t, 11, "tcp_half_closed_connections", "direction", "inbound")
+	p.want(t, 0, "tcp_half_closed_connections", "direction", "outbound")
 	if n := len(p.family("tcp_timer_connections")); n != 8 {
 		t.Errorf("%d series of timers, want 8", n)
 	}

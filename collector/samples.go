@@ -166,6 +166,7 @@ func (s *samples) addOwnSockets(ns *snapshot.Namespace, node *snapshot.Node) {
 		for _, timer := range []tcptable.Timer{tcptable.TimerNone, tcptable.TimerRetransmit, tcptable.TimerKeepalive, tcptable.TimerProbe} {
 			s.add(timerConnections, float64(sockets.Timers[d][timer]), d.String(), timer.String())
 		}
+		s.add(halfClosedConnections, float64(sockets.HalfClosed[d]), d.String())
 		for state, rows := range sockets.Unanswered[d] {
 			state := tcptable.State(state)
 			if rows > 0 || state == tcptable.Established || state == tcptable.SynSent && d == snapshot.Outbound {

@@ -12,7 +12,7 @@ func (l *look) closeWaits() {
 		li := &l.ns.Sockets.Listeners[i]
 		leaked := li.States[tcptable.CloseWait] - li.Unaccepted[tcptable.CloseWait]
 		open := leaked + li.States[tcptable.Established] - li.Unaccepted[tcptable.Established]
-		if !leaks(leaked, open) {
+		if !leaks(leaked, open, closeWaitLeak) {
 			continue
 		}
 		f := l.find("TCPCloseWaitLeak", Warning, "the server on port %d does not close: %s of its %s open connections are in CLOSE_WAIT", li.Port, count(leaked), count(open))
@@ -27,7 +27,7 @@ func (l *look) closeWaits() {
 
 	leaked := l.of(snapshot.Outbound, tcptable.CloseWait)
 	open := leaked + l.of(snapshot.Outbound, tcptable.Established)
-	if !leaks(leaked, open) {
+	if !leaks(leaked, open, closeWaitLeak) {
 		return
 	}
 	if f := l.claims["outbound CLOSE_WAIT"]; f != nil {
@@ -47,8 +47,8 @@ func (l *look) closeWaits() {
 	f.remedy("Close responses on every path, and let the pool's idle timeout be shorter than the server's. Costs a change of code or settings.")
 }
 
-func leaks(leaked, open uint64) bool {
-	return leaked >= leastCloseWaits && float64(leaked) > closeWaitLeak*float64(open)
+func leaks(leaked, open uint64, threshold float64) bool {
+	return leaked >= leastLeaked && float64(leaked) > threshold*float64(open)
 }
 
 // closeWaitPeer names the remote with most of them.

@@ -13,6 +13,7 @@ const (
 	timeWaitNear        = 0.9
 	timeWaitOneRemote   = 0.5
 	closeWaitLeak       = 0.1
+	halfClosedLeak      = 0.1
 	finWait2            = 0.1
 	oneRemote           = 0.5
 	orphansNear         = 0.5
@@ -25,7 +26,7 @@ const (
 	peerNotAnswering    = 0.5     // of the connections toward a destination,
 	leastUnanswered     = 3       // and as many
 	predictedWithin     = 15 * 60 // seconds
-	leastCloseWaits     = 10      // fewer are no leak, whatever their share
+	leastLeaked         = 10      // fewer are no leak, whatever their share
 	leastHarmless       = 100     // fewer TIME_WAITs are not worth a word
 	reuseMostlyTimeWait = 0.5
 )
@@ -57,7 +58,8 @@ func Codes() []Code {
 		{Name: "TCPAcceptQueueNotDrained", Says: "connections wait for accept()"},
 		{Name: "TCPSynFlood", Threshold: synFlood, Says: "handshakes that nobody finishes fill a listener's queue"},
 		{Name: "TCPSynQueueFull", Threshold: synQueueFull, Says: "a SYN queue is full, SYN cookies are off, and new clients are refused"},
-		{Name: "TCPPeerNotAnswering", Says: "a destination, or the path to it, has gone, and connections toward it hang", runbook: "README"},
+		{Name: "TCPPeerNotAnswering", Says: "a destination, or the path to it, has gone, and connections toward it hang"},
+		{Name: "TCPHalfClosedLeak", Threshold: halfClosedLeak, Says: "a program shuts connections down and does not close them"},
 		{Name: "TCPFinWait2Accumulating", Threshold: finWait2, Says: "peers do not close"},
 		{Name: "TCPLastAckAccumulating", Says: "peers, or the path to them, have gone while connections were being closed", runbook: "TCPOrphansNearLimit"},
 		{Name: "TCPTimeWaitAccumulating", Threshold: timeWaitHalf, Says: "the table of TIME_WAITs is half full"},

@@ -37,6 +37,7 @@ func (l *look) all() {
 		l.privileged()
 		l.acceptQueues()
 		l.synQueues()
+		l.halfClosed()
 		l.finWait2()
 		l.lastAck()
 		l.timeWaitTable()

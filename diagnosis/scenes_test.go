@@ -60,6 +60,8 @@ func (r rows) connect(n int, state tcptable.State, local, remote string) rows {
 		switch state {
 		case tcptable.TimeWait:
 			s.Kind, s.Inode, s.TimerLeft = tcptable.Mini, 0, time.Duration(i)*60*time.Second/time.Duration(n)
+		case tcptable.FinWait2:
+			s.Kind, s.Inode = tcptable.Mini, 0
 		case tcptable.SynRecv:
 			s.Kind, s.Inode = tcptable.Request, 0
 		case tcptable.LastAck, tcptable.FinWait1:
@@ -272,6 +274,12 @@ func scenes() []scene {
 		{
 			name: "fin_wait2", verdict: Warning, code: "TCPFinWait2Accumulating", subject: "198.51.100.7",
 			rows: rows{}.listen("0.0.0.0:80", 0, 128).connect(14000, tcptable.FinWait2, "10.0.0.1:80", client),
+		},
+		{
+			name: "half_closed", verdict: Warning, code: "TCPHalfClosedLeak", subject: "192.0.2.10",
+			rows: rows{}.each(func(i int, s *tcptable.Socket) { s.Kind, s.Inode = tcptable.Full, uint64(1000+i) }, func(r rows) rows {
+				return r.connect(300, tcptable.FinWait2, us, web)
+			}).connect(100, tcptable.Established, us, database),
 		},
 		{
 			name: "last_ack", verdict: Warning, code: "TCPLastAckAccumulating", subject: "198.51.100.7",

@@ -189,6 +189,9 @@ type Sockets struct {
 	// Unanswered are those of them whose last three or more retransmissions or probes nobody
 	// has answered (icsk_retransmits and icsk_probes_out in include/net/inet_connection_sock.h).
 	Unanswered [NumDirections]States
+	// HalfClosed are those in FIN_WAIT2: their program has called shutdown(2) and not close(2),
+	// and no timer ends them (tcp_time_wait in net/ipv4/tcp_minisocks.c is for closed ones).
+	HalfClosed [NumDirections]uint64
 	// TimeWait counts connections in TIME_WAIT by the time they have left. The bounds
 	// rise; the last bucket is for those of kernels whose TIME_WAIT is longer than 60 s, and is there
 	// on these only.

@@ -29,6 +29,7 @@ type Tally struct {
 	orphans     uint64
 	timers      [snapshot.NumDirections][tcptable.NumTimers]uint64
 	unanswered  [snapshot.NumDirections]snapshot.States
+	halfClosed  [snapshot.NumDirections]uint64
 	timeWait    [snapshot.NumDirections]timeWaits
 
 	remotes      [snapshot.NumDirections]*counts[tcptable.Addr]
@@ -239,6 +240,9 @@ func (t *Tally) add(s *tcptable.Socket) {
 	if s.Kind == tcptable.Full && !orphan && s.State != tcptable.SynRecv && s.State != tcptable.Close {
 		if s.Timer < tcptable.NumTimers {
 			t.timers[dir][s.Timer]++
+		}
+		if s.State == tcptable.FinWait2 {
+			t.halfClosed[dir]++
 		}
 		if silent = s.Unanswered >= unansweredFrom; silent {
 			t.unanswered[dir][s.State]++

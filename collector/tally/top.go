@@ -32,6 +32,7 @@ func (t *Tally) Snapshot(n Limits) *snapshot.Sockets {
 		Orphans:        t.orphans,
 		Timers:         t.timers,
 		Unanswered:     t.unanswered,
+		HalfClosed:     t.halfClosed,
 		TimeWait:       t.buckets(),
 		Destinations:   t.destinations.distinct(),
 		HeldPorts:      &held,

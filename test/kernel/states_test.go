@@ -524,6 +524,12 @@ func (rs rows) compareTimers(t *testing.T, p page) {
 		}
 	}
 	p.want(t, float64(rs.count(func(r row) bool { return r.timer != "" && !r.orphan })), "tcp_timer_connections")
+	for _, direction := range []string{"inbound", "outbound"} {
+		n := rs.count(func(r row) bool { return r.direction == direction && r.state == "fin_wait2" && r.full && !r.orphan })
+		if got := p.value(t, "tcp_half_closed_connections", "direction", direction); got != float64(n) {
+			t.Errorf("tcp_half_closed_connections{%s} = %v, built were %d", direction, got, n)
+		}
+	}
 }
 
 // compareUnanswered waits until the far end, which answers nothing, has left each

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -50,6 +51,44 @@ func TestAnswered(t *testing.T) {
 			p.want(t, 2, "tcp_timer_connections", "direction", "inbound", "timer", "none")
 			p.want(t, 1, "tcp_timer_connections", "timer", "keepalive")
 			p.want(t, 1, "tcp_timer_connections", "timer", "probe")
+		}
+	})
+}
+
+// TestHalfClosed has connections in FIN_WAIT2 of a program that has called shutdown(), which
+// tcp_fin_timeout does not end, and of one that has called close().
+func TestHalfClosed(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
+		netns.SetSysctl(t, "net/ipv4/tcp_fin_timeout", "1")
+		ways := []struct {
+			direction string
+			end       func(netns.Pair) netns.Socket
+		}{
+			{"outbound", func(p netns.Pair) netns.Socket { return p.Client }},
+			{"inbound", func(p netns.Pair) netns.Socket { return p.Server }},
+		}
+		for i, way := range ways {
+			for _, at := range []netip.Addr{loopback4, loopback6} {
+				pairs := netns.Serve(t, at, uint16(9000+i)).MustConnect(t, 5)
+				for _, p := range pairs[:2] {
+					way.end(p).Shutdown(t)
+				}
+				for _, p := range pairs[2:] {
+					way.end(p).Close(t)
+				}
+			}
+		}
+		for _, e := range startExporters(t) {
+			var p page
+			netns.Eventually(t, func() bool {
+				p = e.scrape(t)
+				return p.sum("tcp_connections", "state", "fin_wait2") == 8
+			}, func() string {
+				return fmt.Sprintf("fin_wait2 is %v, 8 end by nothing", p.series("tcp_connections", "state", "fin_wait2"))
+			})
+			for _, way := range ways {
+				p.want(t, 4, "tcp_half_closed_connections", "direction", way.direction)
+			}
 		}
 	})
 }

@@ -306,7 +306,7 @@ func TestInhibitions(t *testing.T) {
 	}
 	for _, pair := range []string{
 		"TCPSynQueueFull > TCPSynFlood", "TCPSynQueueFull > TCPListenDrops", "TCPListenQueueOverflowing > TCPListenDrops",
-		"TCPPeerNotAnswering > TCPEphemeralPortsHalfUsed", "TCPListenQueueOverflowing > TCPPeerNotAnswering", "TCPSynQueueFull > TCPPeerNotAnswering",
+		"TCPPeerNotAnswering > TCPEphemeralPortsHalfUsed", "TCPListenQueueOverflowing > TCPPeerNotAnswering", "TCPSynQueueFull > TCPPeerNotAnswering", "TCPCloseWaitLeak > TCPHalfClosedLeak",
 	} {
 		if want := []string{"job", "instance", "netns"}; !slices.Equal(all[pair], want) {
 			t.Errorf("%s where %v are equal, want %v", pair, all[pair], want)
