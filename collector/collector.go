@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/go-kit/log"
 	"github.com/go-kit/log/level"
@@ -73,31 +74,29 @@ func (c *Collector) probe(ctx context.Context) error {
 // Snapshot reads the namespace and the node. It returns when ctx ends, with what has been
 // read by then: the namespace's Parts tell what is missing, and why.
 func (c *Collector) Snapshot(ctx context.Context) (*snapshot.Namespace, *snapshot.Node) {
-	return c.scrape(ctx)
+	return c.scrape(ctx, true)
 }
 
-// WithContext returns the Collector as a prometheus.Collector whose reads end
-// when ctx does.
-func (c *Collector) WithContext(ctx context.Context) prometheus.Collector {
-	return withContext{c, ctx}
+// Read is Snapshot for Prometheus. A part that fails has a success of 0, and no metrics but
+// those of the sysctls that did not fail; why is in the log. Where names are given and none of
+// these metrics comes from the table of sockets, no table is read.
+func (c *Collector) Read(ctx context.Context, names ...string) prometheus.Collector {
+	return read(samplesOf(c.scrape(ctx, len(names) == 0 || slices.ContainsFunc(names, isOfTable))))
 }
 
-type withContext struct {
-	c   *Collector
-	ctx context.Context
-}
+// read is the samples of one scrape.
+type read []prometheus.Metric
 
 // Describe implements prometheus.Collector.
-func (w withContext) Describe(ch chan<- *prometheus.Desc) {
+func (read) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range Metrics() {
 		ch <- m.desc
 	}
 }
 
-// Collect implements prometheus.Collector. A part that fails has a success of 0, and
-// no metrics but those of the sysctls that did not fail; why is in the log.
-func (w withContext) Collect(ch chan<- prometheus.Metric) {
-	for _, m := range samplesOf(w.c.Snapshot(w.ctx)) {
+// Collect implements prometheus.Collector.
+func (r read) Collect(ch chan<- prometheus.Metric) {
+	for _, m := range r {
 		ch <- m
 	}
 }

@@ -87,10 +87,10 @@ func TestCollectParts(t *testing.T) {
 		t.Helper()
 		root := writeProc(t)
 		c, out := newLogged(t, fixture(t, root))
-		wantParts(t, gather(t, c.WithContext(t.Context())), "")
+		wantParts(t, gather(t, c.Read(t.Context())), "")
 		out.want(t)
 		writeFile(t, filepath.Join(root, file), text)
-		wantParts(t, gather(t, c.WithContext(t.Context())), part)
+		wantParts(t, gather(t, c.Read(t.Context())), part)
 		out.want(t, "level=error collector="+part+" "+filepath.Base(file))
 	}
 	f("ports", "sys/net/ipv4/ip_local_port_range", "40009\t40000\n")
@@ -120,7 +120,7 @@ func TestCollectRows(t *testing.T) {
 	f := func(success, rows, malformed float64, tcp string, logged ...string) {
 		t.Helper()
 		writeFile(t, filepath.Join(root, "net/tcp"), tcp)
-		p := gather(t, c.WithContext(t.Context()))
+		p := gather(t, c.Read(t.Context()))
 		p.want(t, success, "timewait_exporter_collector_success", "collector", "sockets")
 		p.want(t, rows, "timewait_exporter_rows_total", "table", "tcp")
 		p.want(t, malformed, "timewait_exporter_malformed_rows_total", "table", "tcp")
@@ -175,7 +175,7 @@ func TestCollectNoSysctls(t *testing.T) {
 		t.Fatal(err)
 	}
 	logged.want(t, "level=info", "level=info no owners", "level=info", "level=warn no net sysctls "+filepath.Join(cfg.ProcRoot, "sys/net"))
-	p := gather(t, c.WithContext(t.Context()))
+	p := gather(t, c.Read(t.Context()))
 	p.want(t, 1, "timewait_exporter_netns_info", "sysctls", "none")
 	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
 	p.want(t, 1, "tcp_connections")
@@ -186,12 +186,12 @@ func TestCollectNoSysctls(t *testing.T) {
 func TestCollectAtOnce(t *testing.T) {
 	c := newCollector(t, machine(t, machines(t)[0]))
 	varying := []string{"timewait_exporter_rows_total", "timewait_exporter_collector_duration_seconds", "timewait_exporter_table_read_timestamp_seconds"}
-	want := gather(t, c.WithContext(t.Context())).text(t, varying...)
+	want := gather(t, c.Read(t.Context())).text(t, varying...)
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
 			for range 5 {
-				p := gather(t, c.WithContext(t.Context()))
+				p := gather(t, c.Read(t.Context()))
 				if got := p.text(t, varying...); got != want {
 					t.Errorf("got\n%s\nwant\n%s", got, want)
 				}

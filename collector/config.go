@@ -33,6 +33,9 @@ type Config struct {
 	// and Budget the processor time that a scrape has for the tables of the others.
 	AllNamespaces bool
 	Budget        time.Duration
+	// NATPorts is how many connections to one destination the NAT before the node can
+	// have; 0 if there is none, or that is not known.
+	NATPorts int
 	// Remotes, Destinations and Listeners are how many of each get series of
 	// their own. With 0 remotes no remote address is named.
 	Remotes, Destinations, Listeners int

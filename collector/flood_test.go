@@ -21,7 +21,7 @@ import (
 // writePage makes and writes the text of a scrape.
 func writePage(w io.Writer, c *Collector) error {
 	registry := prometheus.NewRegistry()
-	if err := registry.Register(c.WithContext(context.Background())); err != nil {
+	if err := registry.Register(c.Read(context.Background())); err != nil {
 		return err
 	}
 	families, err := registry.Gather()
@@ -131,7 +131,7 @@ func TestFlood(t *testing.T) {
 			if err := writePage(io.Discard, c); err != nil {
 				t.Fatal(err)
 			}
-			p := gather(t, c.WithContext(t.Context()))
+			p := gather(t, c.Read(t.Context()))
 			mib := mostMemory(t)
 			p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
 			p.want(t, 2*(rows+1), "timewait_exporter_rows_total", "table", "tcp")

@@ -69,6 +69,9 @@ func machine(t testing.TB, name string) Config {
 	_, err := os.Stat(filepath.Join(cfg.ProcRoot, "2"))
 	cfg.AllNamespaces = err == nil
 	cfg.Budget = time.Minute
+	if cfg.AllNamespaces {
+		cfg.NATPorts = 1000
+	}
 	cfg.PodLogs = filepath.Join("testdata", name, "log")
 	return cfg
 }
@@ -109,7 +112,7 @@ func gather(t testing.TB, c prometheus.Collector) page {
 
 func scrapeOf(t testing.TB, cfg Config) page {
 	t.Helper()
-	return gather(t, newCollector(t, cfg).WithContext(t.Context()))
+	return gather(t, newCollector(t, cfg).Read(t.Context()))
 }
 
 func (p page) family(name string) []*dto.Metric {

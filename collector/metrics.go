@@ -239,6 +239,11 @@ var (
 	ownerSourceInfo = newMetric("timewait_exporter_owner_source_info", "gauge", "",
 		"Where the names of owners come from: source=\"pidfd\", \"cgroupfs\" or both; with source=\"none\" there are no metrics of owners, and reason says why. Else reason says what can't be known, if anything. Always 1, absent with --collector.owners=0.",
 		"source", "reason")
+	nodeDestinations = newMetric("tcp_node_destination_connections", "gauge", fromTable,
+		"Outbound connections of all network namespaces that are read, by destination, for the destinations with most of them: how many ports the source NAT of the node, or one before it, needs for each. Of each namespace its 128 largest destinations count. Absent where only one namespace is read, unless --collector.nat-ports is set.",
+		"remote_ip", "remote_port")
+	natUtilisation = newMetric("tcp_nat_port_utilisation_ratio", "gauge", fromTable,
+		"The largest tcp_node_destination_connections as a share of --collector.nat-ports, at most 1: at 1 the NAT has no port for the next connection. Absent without that flag.")
 	netnsInfo = newMetric("timewait_exporter_netns_info", "gauge", "",
 		"A network namespace that is read, the directory it is read from, whose it is, and whether the net sysctls seen here belong to the same one (sysctls=\"same\"), to another (\"other\") or are hidden or not readable (\"none\"). Of further namespaces the path is empty, and the sysctls are \"assumed\" to be those that each begins with, or \"unknown\" once connects have used ports outside of that range. What needs other, no or unknown ones is left out. Always 1.",
 		"netns", "path", "sysctls", "namespace", "pod", "pod_uid", "container", "container_id", "unit")
@@ -377,8 +382,20 @@ func Metrics() []*Metric {
 		queueBytes, timerConnections, unansweredConnections, halfClosedConnections, orphanConnections, timeWaitRemaining, timeWaitDuration,
 		ownerConnections, ownerUnaccepted, listenerOwnerInfo, ownerCloseWaitOldest, ownerCloseWaitOlder, ownerInfo,
 		destinationOwnerConnections, destinationOwnerShare, destinationOwnerSamples, ownerOpenFDs, ownerMaxFDs,
+		nodeDestinations, natUtilisation,
 		socketsInUse, upperBound,
 	}, kernelMetrics, []*Metric{
 		netnsInfo, namespacesFound, hostVisible, sourceInfo, ownerSourceInfo, collectorSuccess, collectorDuration, tableRead, undercountMax, rowsRead, malformedRows,
 	})
+}
+
+// isOfTable reports whether a metric comes from the table of sockets: all of this package
+// do, but for the kernel's own counts and what is said of the exporter.
+func isOfTable(name string) bool {
+	named := func(m *Metric) bool { return m.Name == name }
+	others := slices.Concat(kernelMetrics, []*Metric{
+		socketsInUse, upperBound, timeWaitDuration,
+		netnsInfo, namespacesFound, hostVisible, ownerSourceInfo, collectorSuccess, collectorDuration, rowsRead, malformedRows,
+	})
+	return slices.ContainsFunc(Metrics(), named) && !slices.ContainsFunc(others, named)
 }

@@ -94,9 +94,10 @@ func newNamespaces(t *table) (*namespaces, string, error) {
 	return n, name, err
 }
 
-// read reads the kernel's counts of all namespaces and then tables within the budget. When ctx ends it leaves the others out; what it returns with an error is
+// read reads the kernel's counts of all namespaces and then, if wanted, tables within the
+// budget. When ctx ends it leaves the others out; what it returns with an error is
 // right.
-func (s *namespaces) read(ctx context.Context) (*snapshot.Namespaces, error) {
+func (s *namespaces) read(ctx context.Context, tables bool) (*snapshot.Namespaces, error) {
 	found, err := s.finder.Find(ctx)
 	if err != nil && len(found.Namespaces) == 0 {
 		return nil, err
@@ -132,7 +133,9 @@ func (s *namespaces) read(ctx context.Context) (*snapshot.Namespaces, error) {
 	}
 	s.views = views
 	s.rounds++
-	s.look(ctx, all)
+	if tables {
+		s.look(ctx, all)
+	}
 	s.describe(out, all)
 	return out, errors.Join(errs...)
 }

@@ -118,7 +118,7 @@ func TestBudget(t *testing.T) {
 	s.table.cfg.Budget = 0
 	want := func(read, unchanged, waiting int) {
 		t.Helper()
-		all, err := s.read(t.Context())
+		all, err := s.read(t.Context(), true)
 		if err != nil || all.Read != read || all.Unchanged != unchanged || all.Waiting != waiting || all.Denied != 0 {
 			t.Errorf("%d read, %d unchanged, %d waiting, %d denied: %v; want %d, %d, %d", all.Read, all.Unchanged, all.Waiting, all.Denied, err, read, unchanged, waiting)
 		}
@@ -136,4 +136,58 @@ func TestBudget(t *testing.T) {
 	}
 	s.table.cfg.Budget = time.Minute
 	want(4, 0, 0)
+}
+
+// TestNamesAsked reads no table where no metric that is asked for comes from one.
+func TestNamesAsked(t *testing.T) {
+	c := newCollector(t, machine(t, "node"))
+	f := func(tables bool, names ...string) {
+		t.Helper()
+		before := gather(t, c.Read(t.Context(), "timewait_exporter_rows_total")).sum("timewait_exporter_rows_total")
+		p := gather(t, c.Read(t.Context(), names...))
+		if read := p.sum("timewait_exporter_rows_total") > before; read != tables {
+			t.Errorf("for %q tables are read: %v", names, read)
+		}
+		if there := len(p.series("tcp_connections", "netns", "host")) > 0; there != tables {
+			t.Errorf("for %q there are connections: %v", names, there)
+		}
+		p.want(t, 5, "timewait_exporter_namespaces")
+		if n := len(p.family("tcp_active_opens_total")); n != 5 {
+			t.Errorf("for %q counters of %d namespaces", names, n)
+		}
+	}
+	f(true)
+	f(false, "tcp_active_opens_total", "tcp_sockets_in_use", "timewait_exporter_collector_success", "go_goroutines", "no_such_metric")
+	f(true, "tcp_active_opens_total", "tcp_destinations")
+	f(true, "timewait_exporter_source_info")
+}
+
+// TestNAT has the connections of all namespaces toward one destination as a share of what
+// a NAT has room for.
+func TestNAT(t *testing.T) {
+	cfg := machine(t, "node")
+	cfg.NATPorts = 0
+	p := scrapeOf(t, cfg)
+	var largest float64
+	for _, m := range p.family("tcp_node_destination_connections") {
+		largest = max(largest, value(m))
+	}
+	if n := len(p.family("tcp_node_destination_connections")); largest == 0 || n == 0 || n > cfg.Destinations {
+		t.Errorf("%d destinations, the largest with %v connections", n, largest)
+	}
+	p.wantNone(t, "tcp_nat_port_utilisation_ratio")
+	f := func(ports int, want float64) {
+		t.Helper()
+		cfg.NATPorts = ports
+		scrapeOf(t, cfg).want(t, want, "tcp_nat_port_utilisation_ratio")
+	}
+	f(int(2*largest), 0.5)
+	f(1, 1)
+	cfg.Remotes, cfg.Destinations = 0, 0 // no addresses
+	f(int(4*largest), 0.25)
+	scrapeOf(t, cfg).wantNone(t, "tcp_node_destination_connections")
+	cfg = machine(t, "quiet_host")
+	cfg.NATPorts = 0
+	scrapeOf(t, cfg).wantNone(t, "tcp_node_destination_connections")
+	f(100, 0.03)
 }

@@ -49,10 +49,21 @@ func samplesOf(ns *snapshot.Namespace, node *snapshot.Node) []prometheus.Metric 
 		out.add(malformedRows, float64(ns.MalformedRows[of]), of.String())
 	}
 	out.addKernel(node.Kernel, true)
+	out.addTargets(node)
 	if all := node.Namespaces; all != nil {
 		out.addNamespaces(all, ns.Sockets != nil)
 	}
 	return out.all
+}
+
+// addTargets adds what a NAT before the node needs; nothing where it is not known.
+func (s *samples) addTargets(node *snapshot.Node) {
+	for _, to := range node.Targets {
+		s.add(nodeDestinations, float64(to.Connections), to.IP.String(), portName(to.Port))
+	}
+	if node.NATUse != nil {
+		s.add(natUtilisation, *node.NATUse)
+	}
 }
 
 // addNamespaces adds all but the exporter's own.

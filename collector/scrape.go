@@ -87,15 +87,15 @@ func (r *round) isDone() bool {
 // read returns the round that is under way or, if there is none to share, a new
 // one. It goes on until the last deadline of those who share it, whoever of them has
 // gone: the next may want it.
-func (s *scraper) read(ctx context.Context) *round {
+func (s *scraper) read(ctx context.Context, tables bool) *round {
 	ends := time.Now().Add(maxReading)
 	if deadline, ok := ctx.Deadline(); ok {
 		ends = deadline.Add(-min(early, time.Until(deadline)/8))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.round == nil || !s.round.share(ends) {
-		s.round = s.newRound(context.WithoutCancel(ctx), ends)
+	if s.round == nil || tables && s.round.sockets == nil || !s.round.share(ends) {
+		s.round = s.newRound(context.WithoutCancel(ctx), ends, tables)
 	}
 	return s.round
 }
@@ -112,7 +112,7 @@ func (r *round) share(ends time.Time) bool {
 	return true
 }
 
-func (s *scraper) newRound(ctx context.Context, ends time.Time) *round {
+func (s *scraper) newRound(ctx context.Context, ends time.Time, tables bool) *round {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &round{begun: time.Now(), ends: ends}
 	left := time.Until(ends)
@@ -132,18 +132,22 @@ func (s *scraper) newRound(ctx context.Context, ends time.Time) *round {
 		r.kernel = append(r.kernel, part)
 		r.done = append(r.done, part.done)
 	}
-	r.sockets = begin(ctx, maxReading, &s.sockets, func(ctx context.Context) (*walked, error) {
-		return s.table.walk(ctx, r.ports.result(), r.listeners.result())
-	})
-	r.done = append(r.done, r.sockets.done)
-	if s.owners != nil {
+	if tables {
+		r.sockets = begin(ctx, maxReading, &s.sockets, func(ctx context.Context) (*walked, error) {
+			return s.table.walk(ctx, r.ports.result(), r.listeners.result())
+		})
+		r.done = append(r.done, r.sockets.done)
+	}
+	if tables && s.owners != nil {
 		r.owners = begin(ctx, maxReading, &s.owners.hung, func(ctx context.Context) (*snapshot.Owners, error) {
 			return s.owners.read(ctx, r.sockets.result())
 		})
 		r.done = append(r.done, r.owners.done)
 	}
 	if s.others != nil {
-		r.namespaces = begin(ctx, maxReading, &s.namespaces, s.readNamespaces)
+		r.namespaces = begin(ctx, maxReading, &s.namespaces, func(ctx context.Context) (*snapshot.Namespaces, error) {
+			return s.readNamespaces(ctx, tables)
+		})
 		r.done = append(r.done, r.namespaces.done)
 	}
 	go func() {
@@ -197,9 +201,10 @@ func kernelParts(cfg Config) []*kernelPart {
 	return parts
 }
 
-// scrape returns what a round says, as far as it is done when ctx is.
-func (s *scraper) scrape(ctx context.Context) (*snapshot.Namespace, *snapshot.Node) {
-	r := s.read(ctx)
+// scrape returns what a round says, as far as it is done when ctx is. It may be one
+// without tables where these are not wanted.
+func (s *scraper) scrape(ctx context.Context, tables bool) (*snapshot.Namespace, *snapshot.Node) {
+	r := s.read(ctx, tables)
 	node := &snapshot.Node{Kernel: make(kernelstat.Numbers)}
 	ns := &snapshot.Namespace{Name: s.cfg.Namespace.Name, Dir: s.cfg.Namespace.Dir, Sysctls: snapshot.SysctlsOther, Kernel: make(kernelstat.Numbers)}
 	if r.ports != nil {
@@ -220,8 +225,10 @@ func (s *scraper) scrape(ctx context.Context) (*snapshot.Namespace, *snapshot.No
 			}
 		}
 	}
-	if walked := await(ctx, s, ns, "sockets", r.sockets); walked != nil {
-		ns.Sockets = walked.Sockets
+	if r.sockets != nil {
+		if walked := await(ctx, s, ns, "sockets", r.sockets); walked != nil {
+			ns.Sockets = walked.Sockets
+		}
 	}
 	if s.cfg.Owners > 0 {
 		ns.OwnerSource = &s.ownerSource
@@ -234,10 +241,30 @@ func (s *scraper) scrape(ctx context.Context) (*snapshot.Namespace, *snapshot.No
 			ns.Owner = node.Namespaces.Own
 		}
 	}
+	node.Targets = s.targets(ns, node.Namespaces)
+	if n := s.cfg.NATPorts; n > 0 && len(node.Targets) > 0 {
+		node.NATUse = new(min(1, float64(node.Targets[0].Connections)/float64(n)))
+	}
+	node.Targets = node.Targets[:min(len(node.Targets), s.cfg.Destinations)]
 	for of := range tcptable.NumTables {
 		ns.Rows[of], ns.MalformedRows[of] = s.table.rows[of].Load(), s.table.malformed[of].Load()
 	}
 	return ns, node
+}
+
+// targets returns what most outbound connections of all namespaces go to, nil if that is
+// not wanted.
+func (s *scraper) targets(ns *snapshot.Namespace, others *snapshot.Namespaces) []snapshot.Target {
+	if s.table.limits().Targets == 0 {
+		return nil
+	}
+	all := []*snapshot.Sockets{ns.Sockets}
+	if others != nil {
+		for _, other := range others.Others {
+			all = append(all, other.Sockets)
+		}
+	}
+	return tally.Targets(all, max(s.cfg.Destinations, 1))
 }
 
 // await waits for a part and returns what was read, with how that went in ns. What went
@@ -277,11 +304,11 @@ func (s *scraper) readListening(ctx context.Context) (*tally.Listening, error) {
 	return tally.CountListening(diag.Listeners(ctx), limit)
 }
 
-func (s *scraper) readNamespaces(ctx context.Context) (*snapshot.Namespaces, error) {
+func (s *scraper) readNamespaces(ctx context.Context, tables bool) (*snapshot.Namespaces, error) {
 	select {
 	case others := <-s.others:
 		defer func() { s.others <- others }()
-		return others.read(ctx)
+		return others.read(ctx, tables)
 	case <-ctx.Done():
 		return nil, fmt.Errorf("an earlier reading has not ended: %w", context.Cause(ctx))
 	}

@@ -75,7 +75,7 @@ func newScripted(t *testing.T, source string) (c *Collector, netlink, procfs *sc
 // wantSource scrapes and compares where the page is from, and what is logged.
 func wantSource(t *testing.T, c *Collector, out *lines, source string, logged ...string) {
 	t.Helper()
-	p := gather(t, c.WithContext(t.Context()))
+	p := gather(t, c.Read(t.Context()))
 	connections := map[string]float64{SourceNetlink: 4, SourceProcfs: 1}
 	if source == "" {
 		p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
@@ -171,7 +171,7 @@ func TestSourceDeadline(t *testing.T) {
 		<-ctx.Done() // a reading ends before
 		yield(tcptable.Socket{}, context.DeadlineExceeded)
 	})
-	p := gather(t, c.WithContext(ctx))
+	p := gather(t, c.Read(ctx))
 	p.want(t, 0, "timewait_exporter_collector_success", "collector", "sockets")
 	p.wantNone(t, "tcp_connections")
 	<-walked
@@ -191,7 +191,7 @@ func TestSourceRowErrors(t *testing.T) {
 	broken := &tcptable.RowError{Table: tcptable.TCP6, File: "tcp6", Row: 3, Text: "x", Err: errors.New("odd")}
 	netlink.failThen(broken)
 	wantSource(t, c, out, SourceNetlink, "level=warn source=netlink next=netlink odd")
-	p := gather(t, c.WithContext(t.Context()))
+	p := gather(t, c.Read(t.Context()))
 	p.want(t, 1, "timewait_exporter_malformed_rows_total", "table", "tcp6")
 	p.want(t, 3+4+4, "timewait_exporter_rows_total", "table", "tcp")
 }
@@ -222,7 +222,7 @@ func TestNewNetlink(t *testing.T) {
 			continue // SourceNetlink says why
 		}
 		out.want(t, "owners", "source=netlink wanted="+source)
-		p := gather(t, c.WithContext(t.Context()))
+		p := gather(t, c.Read(t.Context()))
 		p.want(t, 1, "timewait_exporter_source_info", "source", SourceNetlink)
 		p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
 		p.want(t, 1, "timewait_exporter_collector_success", "collector", "listeners")

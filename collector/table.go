@@ -18,6 +18,8 @@ import (
 const (
 	// locals is how many local IPs are told one by one.
 	locals = 20
+	// targets are how many destinations of a namespace are in the sums of the node.
+	targets = 128
 	// netlinkPause is how long SourceAuto reads procfs after netlink has failed.
 	netlinkPause = time.Minute
 )
@@ -118,7 +120,11 @@ func (t *table) read(ctx context.Context, w *walker, p *kernelstat.Pool, l *tall
 
 // limits are how many of each are told one by one.
 func (t *table) limits() tally.Limits {
-	return tally.Limits{Remotes: t.cfg.Remotes, Destinations: t.cfg.Destinations, Listeners: t.cfg.Listeners, Locals: locals}
+	n := tally.Limits{Remotes: t.cfg.Remotes, Destinations: t.cfg.Destinations, Listeners: t.cfg.Listeners, Locals: locals}
+	if t.cfg.AllNamespaces || t.cfg.NATPorts > 0 {
+		n.Targets = targets
+	}
+	return n
 }
 
 // count walks the table once, and counts what was read of it.

@@ -106,6 +106,8 @@ func newFlags() (*kingpin.Application, *config) {
 		&cfg.namespaces, "own", "all")
 	duration(app, "collector.namespaces.budget", "Processor time of a scrape for tables of other network namespaces, those first that may be short of ports; one table is read at least.",
 		&cfg.collector.Budget, "50ms", maxScrapeTimeout)
+	number(app, "collector.nat-ports", "Number of connections to one destination that the NAT before this host, or of it, can have: ports of a cloud NAT for each host, or 28232 for each address of a masquerading one. 0 for unknown.",
+		&cfg.collector.NATPorts, "0", 1<<30)
 	number(app, "collector.remotes", "Number of remote IPs with series of their own, those with most connections.",
 		&cfg.collector.Remotes, "50", maxSeries)
 	number(app, "collector.destinations", "Number of destinations with series of their own, those with most of the ephemeral ports gone, a quarter of them those with most held.",

@@ -26,6 +26,11 @@ type Node struct {
 	Kernel kernelstat.Numbers
 	// Namespaces are all others; nil where only one is read.
 	Namespaces *Namespaces
+	// Targets are what most outbound connections of all namespaces that are read go to,
+	// most first; nil where that is not wanted. NATUse is the share, from 0 to 1, of the
+	// ports of a NAT before the node that the first one of them needs; nil if these are not known.
+	Targets []Target
+	NATUse  *float64
 }
 
 // Namespaces are the network namespaces that processes are in, without the exporter's
@@ -215,6 +220,9 @@ type Sockets struct {
 	HeldPorts *kernelstat.PortSet
 	// Ports are those of the ephemeral pool; nil where the pool is not known.
 	Ports *Ports
+	// Targets are what most outbound connections go to, most first; only where the sum of
+	// several namespaces is wanted.
+	Targets []Target
 
 	// Listeners are the local ports with most inbound connections, most first, and
 	// OtherListeners all others in sum; nil if there are none.
@@ -303,6 +311,13 @@ type Ports struct {
 	Destinations []Destination
 	// Locals are the local addresses with most ports, most first.
 	Locals []Local
+}
+
+// Target is what outbound connections go to, whatever their local address.
+type Target struct {
+	IP          netip.Addr
+	Port        uint16
+	Connections uint64
 }
 
 // Destination is what connect(2) needs a free local port for.

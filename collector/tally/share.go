@@ -52,6 +52,28 @@ func Share(all []*snapshot.Sockets, n Limits) []*snapshot.Sockets {
 	return shared
 }
 
+// Targets returns the n targets that have most connections in all snapshots together, of
+// those that are named in them. Any snapshot may be nil.
+func Targets(all []*snapshot.Sockets, n int) []snapshot.Target {
+	sums := make(map[snapshot.Target]uint64)
+	for _, s := range all {
+		if s == nil {
+			continue
+		}
+		for _, to := range s.Targets {
+			sums[snapshot.Target{IP: to.IP, Port: to.Port}] += to.Connections
+		}
+	}
+	return largest(func(yield func(snapshot.Target) bool) {
+		for to, sum := range sums {
+			to.Connections = sum
+			if !yield(to) {
+				return
+			}
+		}
+	}, n, byConnections)
+}
+
 // splitListeners leaves those of from's listeners in to that are named, each with its
 // queues, and adds the others up.
 func splitListeners(to, from *snapshot.Sockets, named places, of int) {

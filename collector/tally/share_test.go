@@ -39,7 +39,7 @@ func TestShare(t *testing.T) {
 	before := []*snapshot.Sockets{sharing(9, 5, 1), nil, sharing(7, 5), {}}
 	f := func(n int, want ...[]uint64) {
 		t.Helper()
-		got := Share(all, Limits{n, n, n, n})
+		got := Share(all, Limits{n, n, n, n, n})
 		for i, s := range got {
 			if all[i] == nil {
 				if s != nil {
@@ -94,4 +94,20 @@ func TestShare(t *testing.T) {
 	f(3, []uint64{9, 5}, nil, []uint64{7}, nil)
 	f(4, []uint64{9, 5}, nil, []uint64{7, 5}, nil)
 	f(9, []uint64{9, 5, 1}, nil, []uint64{7, 5}, nil)
+}
+
+// TestTargets adds up what several namespaces are connected to.
+func TestTargets(t *testing.T) {
+	to := func(ip byte, port uint16, n uint64) snapshot.Target {
+		return snapshot.Target{IP: netip.AddrFrom4([4]byte{10, 0, 0, ip}), Port: port, Connections: n}
+	}
+	all := []*snapshot.Sockets{
+		{Targets: []snapshot.Target{to(1, 443, 9), to(2, 443, 5)}}, nil, {},
+		{Targets: []snapshot.Target{to(2, 443, 7), to(1, 80, 6), to(1, 443, 1), to(3, 443, 1)}},
+	}
+	for n, want := range [][]snapshot.Target{nil, {to(2, 443, 12)}, {to(2, 443, 12), to(1, 443, 10)}} {
+		if got := Targets(all, n); !reflect.DeepEqual(got, want) {
+			t.Errorf("%d targets: %v, want %v", n, got, want)
+		}
+	}
 }

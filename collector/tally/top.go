@@ -17,6 +17,8 @@ import (
 // order of address and port, so that equal ones don't take turns.
 type Limits struct {
 	Remotes, Destinations, Listeners, Locals int
+	// Targets are those of outbound connections, whatever their local address.
+	Targets int
 }
 
 // queuesPerPort is how many local IPs of a listening port have queues of their own.
@@ -46,6 +48,9 @@ func (t *Tally) Snapshot(n Limits) *snapshot.Sockets {
 	t.nameListeners(out, n.Listeners)
 	if t.pool != nil {
 		out.Ports = t.ports(n)
+	}
+	if n.Targets > 0 {
+		out.Targets = t.targets(n.Targets)
 	}
 	return out
 }
@@ -405,4 +410,30 @@ func ratio(part, whole uint64) float64 {
 		return 0
 	}
 	return float64(part) / float64(whole)
+}
+
+func (t *Tally) targets(n int) []snapshot.Target {
+	type target struct {
+		remote tcptable.Addr
+		port   uint16
+	}
+	connections := make(map[target]uint64)
+	for i := range t.destinations.entries {
+		e := &t.destinations.entries[i]
+		to := target{e.key.remote, e.key.port}
+		for _, rows := range t.destinations.labels(e) {
+			connections[to] += uint64(rows)
+		}
+	}
+	return largest(func(yield func(snapshot.Target) bool) {
+		for to, n := range connections {
+			if !yield(snapshot.Target{IP: to.remote.IP(), Port: to.port, Connections: n}) {
+				return
+			}
+		}
+	}, n, byConnections)
+}
+
+func byConnections(a, b snapshot.Target) int {
+	return cmp.Or(cmp.Compare(b.Connections, a.Connections), a.IP.Compare(b.IP), cmp.Compare(a.Port, b.Port))
 }
