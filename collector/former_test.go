@@ -21,7 +21,7 @@ func TestFormer(t *testing.T) {
 		other               = "tcp established 10.0.0.1:4001 10.0.0.7:443" // of a client
 	)
 	type walk struct {
-		after   time.Duration
+		after   int      // seconds
 		rows    []string // nil: the walk fails
 		inbound float64
 		held    float64 // of 10
@@ -72,7 +72,7 @@ func TestFormer(t *testing.T) {
 					counted := tally.New(32, 128)
 					var memory *tally.Memory
 					for i, w := range v.walks {
-						time.Sleep(w.after * time.Second)
+						time.Sleep(time.Duration(w.after) * time.Second)
 						if shared {
 							counted.Recall(nil)
 							p := tallyPage(t, counted, pool, everything, nil, sockets(estab, estabIn)...)

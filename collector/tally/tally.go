@@ -14,8 +14,8 @@ import (
 // MaxRemotes is how many remotes of a direction are told apart. Beyond, see counts.
 const MaxRemotes = 1 << 17
 
-// Tally counts the rows of one walk. It holds no row. It is not for concurrent
-// use; its memory is used again by the next Count.
+// Tally counts the rows of one walk, each time of the same network namespace. It holds no
+// row. It is not for concurrent use; its memory is used again by the next Count.
 type Tally struct {
 	pool         *kernelstat.Pool          // nil where it is not known
 	dump         *Listening                // nil where sock_diag tells nothing
