@@ -20,7 +20,7 @@ const (
 	memoryPressure      = 1
 	fileHandlesNear     = 0.85
 	synFlood            = 0.8
-	synQueueFull        = 0.9
+	synQueueFull        = 0.85
 	privilegedNear      = 0.85
 	conntrackNear       = 0.85
 	peerNotAnswering    = 0.5     // of the connections toward a destination,
