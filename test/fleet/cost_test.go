@@ -2,8 +2,8 @@ package fleet
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -143,40 +143,34 @@ func (p prometheus) snapshot(b *testing.B) (chunks, index, samples, series int64
 		b.Fatal(err)
 	}
 	defer response.Body.Close()
-	err = filepath.WalkDir(p.data+"/snapshots", func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
+	size := func(pattern string) (bytes int64) {
+		files, err := filepath.Glob(pattern)
+		for _, file := range files {
+			info, statErr := os.Stat(file)
+			if err = errors.Join(err, statErr); err == nil {
+				bytes += info.Size()
+			}
 		}
-		info, err := entry.Info()
 		if err != nil {
-			return err
+			b.Fatal(err)
 		}
-		switch {
-		case filepath.Base(filepath.Dir(path)) == "chunks":
-			chunks += info.Size()
-		case entry.Name() == "index":
-			index += info.Size()
-		case entry.Name() == "meta.json":
-			text, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			var meta struct {
-				Stats struct {
-					Samples int64 `json:"numSamples"`
-					Series  int64 `json:"numSeries"`
-				} `json:"stats"`
-			}
-			if err := json.Unmarshal(text, &meta); err != nil {
-				return err
-			}
-			samples += meta.Stats.Samples
-			series += meta.Stats.Series
-		}
-		return nil
-	})
-	if err != nil {
-		b.Fatal(err)
+		return bytes
 	}
-	return chunks, index, samples, series
+	blocks, err := filepath.Glob(p.data + "/snapshots/*/*/meta.json")
+	for _, path := range blocks {
+		text, readErr := os.ReadFile(path)
+		var meta struct {
+			Stats struct {
+				Samples int64 `json:"numSamples"`
+				Series  int64 `json:"numSeries"`
+			} `json:"stats"`
+		}
+		err = errors.Join(err, readErr, json.Unmarshal(text, &meta))
+		samples += meta.Stats.Samples
+		series += meta.Stats.Series
+	}
+	if err != nil || samples == 0 {
+		b.Fatalf("%d samples: %v", samples, err)
+	}
+	return size(p.data + "/snapshots/*/*/chunks/*"), size(p.data + "/snapshots/*/*/index"), samples, series
 }

@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,8 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
+	"github.com/elastic/go-seccomp-bpf"
 	"golang.org/x/sys/unix"
 
 	"timewait_exporter/collector/tcptable"
@@ -284,31 +283,20 @@ func TestNoNetlink(t *testing.T) {
 func forbidNetlink(t *testing.T) {
 	t.Helper()
 	runtime.LockOSThread()
-	// struct seccomp_data: nr at 0, the arguments of 64 bits from 16 on. There is no
-	// need to look at the architecture: the program has the test's own.
-	const numberAt = 0
-	familyAt := uint32(16)
-	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
-		familyAt += 4 // the low half on a big-endian machine
+	err := seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Policy: seccomp.Policy{
+		DefaultAction: seccomp.ActionAllow,
+		Syscalls: []seccomp.SyscallGroup{{
+			Action: seccomp.ActionErrno | seccomp.Action(unix.EPERM),
+			NamesWithCondtions: []seccomp.NameWithConditions{
+				{Name: "socket", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.Equal, Value: unix.AF_NETLINK}}},
+			},
+		}},
+	}})
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EACCES) {
+		t.Skipf("this kernel or container has no seccomp filters: %v", err)
 	}
-	filter := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: numberAt},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_SOCKET, Jf: 3},
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: familyAt},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.AF_NETLINK, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
-	}
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		t.Fatal(os.NewSyscallError("prctl", err))
-	}
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&program)))
-	if errno == unix.ENOSYS || errno == unix.EINVAL || errno == unix.EACCES {
-		t.Skipf("this kernel or container has no seccomp filters: %v", errno)
-	}
-	if errno != 0 {
-		t.Fatal(os.NewSyscallError("seccomp", errno))
+	if err != nil {
+		t.Fatal(err)
 	}
 	if _, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG); !errors.Is(err, unix.EPERM) {
 		t.Fatalf("netlink under the filter: %v, want %v", err, unix.EPERM)
