@@ -20,6 +20,7 @@ func (l *look) closeWaits() {
 		f.Cause = "The clients have closed these connections and the server has not: a worker hangs, or a path of the code forgets the socket. Each holds an open file until the server closes it, or fails with \"Too many open files\"."
 		f.against("close_wait", float64(leaked), float64(open), "connections", fromTable)
 		l.closeWaitPeer(f, snapshot.Inbound)
+		l.leakEvidence(f, l.ownListener(f, li.Port))
 		f.remedy("Find the program: ss -tlnp sport = :%d. Take a thread dump to see where it hangs, then restart it at a time you choose. That frees them all, and costs what is under way.", li.Port)
 		f.remedy("Close on every path (try-with-resources, defer, with), and put a timeout on every read. Costs a change of code.")
 		l.claims["inbound CLOSE_WAIT"] = f
@@ -43,6 +44,8 @@ func (l *look) closeWaits() {
 	f.Title = "a client here does not close: " + count(leaked) + " of " + count(open) + " open outbound connections are in CLOSE_WAIT" + toward
 	f.Cause = "The servers have closed these connections and a program here has not: it does not read or close responses, or its pool keeps what the server's idle timeout has ended. Each holds an open file and a local port."
 	f.Evidence = append([]Evidence{{Name: "close_wait", Value: float64(leaked), Limit: new(float64(open)), Unit: "connections", Source: fromTable}}, f.Evidence...)
+	l.ownLeak(f, snapshot.Outbound)
+	l.claims["outbound CLOSE_WAIT"] = f
 	f.remedy("Find the program: ss -tnp state close-wait. Restart it at a time you choose: that frees them all, and costs what is under way.")
 	f.remedy("Close responses on every path, and let the pool's idle timeout be shorter than the server's. Costs a change of code or settings.")
 }

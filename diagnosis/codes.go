@@ -22,6 +22,7 @@ const (
 	synFlood            = 0.8
 	synQueueFull        = 0.85
 	privilegedNear      = 0.85
+	processFilesNear    = 0.9
 	conntrackNear       = 0.85
 	peerNotAnswering    = 0.5     // of the connections toward a destination,
 	leastUnanswered     = 3       // and as many
@@ -74,6 +75,8 @@ func Codes() []Code {
 		{Name: "TCPConnectionsAbortedForMemory", Says: "the kernel resets connections for want of memory or orphans"},
 		{Name: "ConntrackNearLimit", Says: "the firewall's table of connections is nearly full", runbook: "README"},
 		{Name: "FileHandlesNearLimit", Threshold: fileHandlesNear, Says: "the machine's file handles are nearly used up"},
+		{Name: "TCPProcessFilesNearLimit", Threshold: processFilesNear, Says: "a process has nearly as many files open as it may", runbook: "TCPCloseWaitLeak"},
+		{Name: "WindowsDynamicPortsNearExhaustion", Says: "on Windows: the dynamic ports are nearly gone, or are", runbook: "README"},
 		{Name: "TCPListenersInsidePortRange", Says: "a listener's port is one that clients are given too", runbook: "TCPBindPortsNearExhaustion"},
 		{Name: "TCPListenPortTaken", Says: "a service could not begin to listen on the port that was asked for", runbook: "TCPBindPortsNearExhaustion"},
 		{Name: "TCPListenPortFree", Says: "a service can begin to listen on the port that was asked for", runbook: "README"},

@@ -6,7 +6,7 @@ import "timewait_exporter/collector/kernelstat"
 func (l *look) conntrack() {
 	held, most, ok := l.share(kernelstat.Conntrack("entries"), kernelstat.Sysctl("net.netfilter.nf_conntrack_max"))
 	if !ok {
-		l.skip("ConntrackNearLimit", "the kernel shows no table of connections: conntrack is not in use, or is hidden")
+		l.unknown("ConntrackNearLimit", "the kernel shows no table of connections: conntrack is not in use, or is hidden")
 		return
 	}
 	l.limit("conntrack_entries", held, most, "entries", "net.netfilter.nf_conntrack_max")

@@ -28,23 +28,35 @@ type look struct {
 func (l *look) all() {
 	l.parts()
 	if l.ns.Sockets != nil {
-		l.heldForAll()
-		l.reuse()
-		l.ports()
-		l.unanswered()
+		switch {
+		case l.report.Input.Kind != "windows":
+			l.heldForAll()
+			l.reuse()
+			l.ports()
+			l.unanswered()
+		case l.ns.Pool != nil && l.ns.Sockets.Ports != nil:
+			l.windowsPorts()
+		}
 		l.closeWaits()
-		l.bind()
-		l.privileged()
 		l.acceptQueues()
 		l.synQueues()
 		l.halfClosed()
 		l.finWait2()
 		l.lastAck()
-		l.timeWaitTable()
+		if l.report.Input.Kind != "windows" {
+			l.bind()
+			l.privileged()
+			l.timeWaitTable()
+			l.listenersInside()
+		}
 		l.timeWaitOfOne()
 		l.oneRemote()
-		l.listenersInside()
+		l.processFiles()
 		l.harmlessTimeWaits()
+	}
+	if l.report.Input.Kind == "windows" {
+		l.listen()
+		return
 	}
 	l.recycle()
 	l.conntrack()
@@ -64,7 +76,11 @@ func (l *look) parts() {
 	case snapshot.SysctlsOther:
 		l.skip("sysctls", "those that can be read here are of another network namespace")
 	case snapshot.SysctlsNone:
-		l.skip("sysctls", "hidden, or not readable")
+		l.unknown("sysctls", "hidden, or not readable")
+	case snapshot.SysctlsAssumed:
+		l.skip("sysctls", "those of another network namespace can't be read: the kernel's defaults are assumed")
+	case snapshot.SysctlsUnknown:
+		l.skip("sysctls", "those of another network namespace can't be read, and they are not the kernel's defaults")
 	}
 }
 
@@ -73,16 +89,28 @@ func (l *look) notYet() {
 	if l.ns.Sockets == nil {
 		return
 	}
-	l.skip("owner", "which programs hold the sockets: ask ss -tnp as root")
-	l.skip("nofile", "how near programs are to their limit of open files")
+	l.ownersNotKnown()
 	l.skip("NAT ports", "what stands between may have fewer than this machine")
 	l.skip("growth", "of other states than TIME_WAIT: one look has no history")
 	l.skip("counters", "overflows, drops and aborts that the kernel counts: one look has no rate")
 }
 
+// unknown says that a limit is not known, and why it is not on a live machine.
+func (l *look) unknown(check, reason string) {
+	if l.report.Input.Kind != "live" {
+		reason = "its limit is not in the input"
+	}
+	l.skip(check, reason)
+}
+
 func (l *look) skip(check, reason string) {
 	if len(l.facts.Namespaces) > 1 {
 		check = l.ns.Name + ": " + check
+	}
+	for _, n := range l.report.NotChecked {
+		if n.Check == check {
+			return // the input says more of it
+		}
 	}
 	l.report.NotChecked = append(l.report.NotChecked, NotChecked{check, reason})
 }

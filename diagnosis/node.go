@@ -15,7 +15,7 @@ func (l *look) nodeLimits() {
 func (l *look) orphans() {
 	held, most, ok := l.share(kernelstat.Sockstat("orphan"), orphanLimit)
 	if !ok {
-		l.skip("TCPOrphansNearLimit", "net.ipv4.tcp_max_orphans is shown in the first network namespace only")
+		l.unknown("TCPOrphansNearLimit", "net.ipv4.tcp_max_orphans is shown in the first network namespace only")
 		return
 	}
 	l.limit("orphans", held, most, "sockets", "net.ipv4.tcp_max_orphans")
@@ -37,7 +37,7 @@ func (l *look) memory() {
 	held, pressure, ok := l.share(kernelstat.Sockstat("mem"), level(1))
 	high, ok2 := l.kernel(level(2))
 	if !ok || !ok2 {
-		l.skip("TCPMemoryPressure", "net.ipv4.tcp_mem is shown in the first network namespace only")
+		l.unknown("TCPMemoryPressure", "net.ipv4.tcp_mem is shown in the first network namespace only")
 		return
 	}
 	l.limit("memory", held, high, "pages", "net.ipv4.tcp_mem")
@@ -56,7 +56,7 @@ func (l *look) memory() {
 func (l *look) fileHandles() {
 	held, most, ok := l.share(kernelstat.SysctlPlace("fs.file-nr", 0, 3), kernelstat.SysctlPlace("fs.file-nr", 2, 3))
 	if !ok {
-		l.skip("FileHandlesNearLimit", "fs.file-nr is not known")
+		l.unknown("FileHandlesNearLimit", "fs.file-nr is not known")
 		return
 	}
 	l.limit("file_handles", held, most, "files", "fs.file-max")

@@ -174,6 +174,7 @@ func (l *look) portsFinding(d *portsOf, code string, level Level, verb string) {
 		f.evidence("seconds_until_full", math.Round(d.untilFull.Seconds()), "s", fromTable)
 	}
 	l.portsCause(f, d)
+	l.ownDestination(f, d)
 }
 
 // portsCause tells why the ports are held, and what helps, by what holds most of them.
@@ -203,6 +204,7 @@ func (l *look) portsCause(f *Finding, d *portsOf) {
 	case tcptable.CloseWait:
 		f.Cause = "The destination has closed these connections and a program here has not: it leaks them. Each holds a port and an open file until the program closes it, or ends."
 		l.claims["outbound CLOSE_WAIT"] = f
+		l.ownLeak(f, snapshot.Outbound)
 		f.remedy("Find the program: ss -tnp state close-wait dst %s. Restart it at a time you choose: that frees the ports at once, and costs what is under way.", d.RemoteIP)
 		f.remedy("Close responses on every path (try-with-resources, defer, with). Costs a change of code.")
 	case tcptable.SynSent:

@@ -8,7 +8,7 @@ func (l *look) privileged() {
 	low, hasLow := l.kernel(kernelstat.SysctlOr("sunrpc.min_resvport", 665))
 	high, hasHigh := l.kernel(kernelstat.SysctlOr("sunrpc.max_resvport", 1023))
 	if !hasLow || !hasHigh || high < low || high > 65535 {
-		l.skip("TCPPrivilegedPortsNearExhaustion", "sunrpc.min_resvport and max_resvport are not known")
+		l.unknown("TCPPrivilegedPortsNearExhaustion", "sunrpc.min_resvport and max_resvport are not known")
 		return
 	}
 	held := 0.0

@@ -19,7 +19,7 @@ const halfFull = 0.5
 func (l *look) acceptQueues() {
 	sockets := l.ns.Sockets
 	if !sockets.HasBacklogs && len(sockets.AcceptQueues) > 0 {
-		l.skip("TCPListenQueueOverflowing", "how long accept queues may be: only sock_diag of one's own namespace tells")
+		l.unknown("TCPListenQueueOverflowing", "how long accept queues may be: only sock_diag of one's own namespace tells")
 	}
 	fullest := -1
 	for i, q := range sockets.AcceptQueues {
@@ -58,6 +58,7 @@ func (l *look) fullQueue(q snapshot.AcceptQueue, gaveUp uint64) {
 }
 
 func (l *look) queueEvidence(f *Finding, q snapshot.AcceptQueue, gaveUp uint64) {
+	o := l.ownListener(f, q.Port)
 	if l.ns.Sockets.HasBacklogs {
 		f.against("accept_queue", float64(q.Length), float64(q.Limit+q.Sockets), "connections", fromDump)
 	} else {
@@ -65,6 +66,12 @@ func (l *look) queueEvidence(f *Finding, q snapshot.AcceptQueue, gaveUp uint64) 
 	}
 	if gaveUp > 0 {
 		f.evidence("clients_that_gave_up", float64(gaveUp), "connections", fromTable)
+	}
+	if o != nil {
+		if used, most, ok := files(o); ok {
+			f.against("open_files", used, most, "files", "/proc/PID/fd")
+			l.claims["files of "+o.Name] = f // at its limit accept() fails
+		}
 	}
 	f.remedy("Find the program: ss -tlnp sport = :%d. Take a thread dump, then restart it if it hangs. Costs the clients that wait.", q.Port)
 }
@@ -84,7 +91,7 @@ func (l *look) listener(port uint16) snapshot.Listener {
 func (l *look) synQueues() {
 	sockets := l.ns.Sockets
 	if !sockets.HasBacklogs && l.of(snapshot.Inbound, tcptable.SynRecv) > 0 {
-		l.skip("TCPSynFlood", "how many half-open connections listeners have room for: only sock_diag of one's own namespace tells")
+		l.unknown("TCPSynFlood", "how many half-open connections listeners have room for: only sock_diag of one's own namespace tells")
 	}
 	cookies, known := l.kernel(kernelstat.Sysctl("net.ipv4.tcp_syncookies"))
 	refuses := known && cookies == 0

@@ -260,6 +260,6 @@ func (r *Report) nothingWrong() string {
 	if nearest == nil {
 		return "nothing wrong is to be seen, and no limit could be read"
 	}
-	return fmt.Sprintf("nothing wrong: %d limits looked at, the nearest is %s at %s of %s %s",
-		len(r.Limits), words(nearest.Name), number(nearest.Value), number(*nearest.Limit), nearest.Unit)
+	return fmt.Sprintf("nothing wrong: %d limits looked at, the nearest is %s at %s of %s %s; %d things not checked",
+		len(r.Limits), words(nearest.Name), number(nearest.Value), number(*nearest.Limit), nearest.Unit, len(r.NotChecked))
 }

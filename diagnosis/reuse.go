@@ -30,6 +30,7 @@ func (l *look) reuse() {
 		if n, ok := l.kernel(kernelstat.Netstat("TWRecycled")); ok {
 			f.evidence("taken_over_since_boot", n, "connections", "net/netstat TcpExt TWRecycled")
 		}
+		l.ownDestination(f, d)
 		f.remedy("Let the program keep connections and use them again. Costs a change of code or settings.")
 		f.remedy("Switch TCP timestamps on at the peer (Linux: net.ipv4.tcp_timestamps=1), or have what stands between leave that option in. Costs 12 bytes a packet.")
 		l.rangeRemedy(f, d)

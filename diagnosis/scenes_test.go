@@ -2,6 +2,7 @@ package diagnosis
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"timewait_exporter/collector/kernelstat"
+	"timewait_exporter/collector/owner"
 	"timewait_exporter/collector/snapshot"
 	"timewait_exporter/collector/tally"
 	"timewait_exporter/collector/tcptable"
@@ -111,6 +113,22 @@ type scene struct {
 	kernel  kernelstat.Numbers // beside the usual ones
 	pool    func(*kernelstat.Pool)
 	listen  uint16
+	owners  *snapshot.Owners
+	kind    string // of the input; "" is live
+}
+
+// ownedBy has one owner of outbound connections and of the listener of port 8080.
+func ownedBy(name, program string, files, limit uint64, closeWaits snapshot.CloseWaits, d snapshot.Direction) *snapshot.Owners {
+	o := snapshot.OwnerSockets{Name: name, Program: program, CloseWaits: closeWaits, Worst: &owner.Process{PID: 2211, Program: program, OpenFiles: files, MaxFiles: limit}}
+	o.Connections[d][tcptable.CloseWait] = closeWaits.Sockets
+	return &snapshot.Owners{
+		All:       []snapshot.OwnerSockets{o},
+		Listeners: []snapshot.ListenerOwner{{LocalIP: netip.IPv4Unspecified(), Port: 8080, Name: name}},
+		Destinations: []snapshot.DestinationOwners{{
+			LocalIP: netip.MustParseAddr("10.0.0.1"), RemoteIP: netip.MustParseAddr("192.0.2.20"), RemotePort: 5432,
+			Live: []snapshot.OwnerCount{{Name: name, Sockets: 12}}, Gone: []snapshot.OwnerCount{{Name: name, Sockets: 118}, {Name: "cron.service", Sockets: 2}},
+		}},
+	}
 }
 
 const (
@@ -138,6 +156,7 @@ func scenes() []scene {
 			rows: rows{}.connect(27100, tcptable.TimeWait, us, database).each(func(i int, s *tcptable.Socket) { s.Local.Port = uint16(60000 + i) }, func(r rows) rows {
 				return r.connect(12, tcptable.Established, us, database)
 			}),
+			owners: ownedBy("payments.service", "java", 130, 65536, snapshot.CloseWaits{}, snapshot.Outbound),
 		},
 		{
 			name: "ports_gone_by_established", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: database,
@@ -186,6 +205,21 @@ func scenes() []scene {
 			name: "close_wait_leak_of_a_server", verdict: Warning, code: "TCPCloseWaitLeak", subject: "198.51.100.7",
 			rows: rows{}.listen("0.0.0.0:8080", 0, 128).connect(360, tcptable.CloseWait, "10.0.0.1:8080", client).
 				connect(40, tcptable.Established, "10.0.0.1:8080", "198.51.100.9:0"),
+			owners: ownedBy("payments.service", "java", 922, 4096, snapshot.CloseWaits{Sockets: 360, Oldest: 5430 * time.Second}, snapshot.Inbound),
+		},
+		{
+			name: "process_files", verdict: Critical, code: "TCPProcessFilesNearLimit", subject: "self",
+			owners: ownedBy("payments.service", "java", 1000, 1024, snapshot.CloseWaits{}, snapshot.Inbound),
+		},
+		{
+			name: "close_wait_leak_and_process_files", verdict: Critical, code: "TCPCloseWaitLeak", subject: "192.0.2.10",
+			rows:   rows{}.connect(900, tcptable.CloseWait, us, web).connect(10, tcptable.Established, us, database),
+			owners: ownedBy("payments.service", "java", 1000, 1024, snapshot.CloseWaits{Sockets: 900, Oldest: 3 * time.Hour}, snapshot.Outbound),
+		},
+		{
+			name: "windows_ports", verdict: Critical, code: "WindowsDynamicPortsNearExhaustion", subject: database, kind: "windows",
+			rows: rows{}.each(func(i int, s *tcptable.Socket) { s.Local.Port = uint16(49152 + i) }, func(r rows) rows { return r.connect(16000, tcptable.TimeWait, us, database) }),
+			pool: func(p *kernelstat.Pool) { *p = pool(49152, 65535) },
 		},
 		{
 			name: "close_wait_leak_of_a_client", verdict: Warning, code: "TCPCloseWaitLeak", subject: "192.0.2.10",
@@ -375,10 +409,10 @@ func (s *scene) facts(t *testing.T) Facts {
 		}
 	}
 	facts := Facts{
-		Host: "web1", Taken: time.Date(2026, 3, 1, 3, 0, 0, 0, time.UTC), Input: Input{Kind: "live"},
+		Host: "web1", Taken: time.Date(2026, 3, 1, 3, 0, 0, 0, time.UTC), Input: Input{Kind: cmp.Or(s.kind, "live")},
 		Node: &snapshot.Node{Kernel: node},
 		Namespaces: []*snapshot.Namespace{{
-			Name: "self", Sysctls: snapshot.SysctlsSame, Pool: &p, Kernel: ns,
+			Name: "self", Sysctls: snapshot.SysctlsSame, Pool: &p, Kernel: ns, Owners: s.owners,
 			Sockets: counted.Snapshot(tally.Limits{Remotes: 50, Destinations: 20, Listeners: 50, Locals: 20}),
 		}},
 	}

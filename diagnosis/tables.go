@@ -94,6 +94,16 @@ func (t *Tables) add(ns *snapshot.Namespace) {
 		t.addRemote(ns.Name, remoteName(r), r.States)
 	}
 	t.addRemote(ns.Name, "other", sockets.OtherRemotes)
+	if ns.Owners != nil {
+		for i := range ns.Owners.All {
+			o := &ns.Owners.All[i]
+			for d := range snapshot.NumDirections {
+				if n := byState(o.Connections[d]); len(n) > 0 {
+					t.Owners = append(t.Owners, OwnerRow{ns.Name, o.Name, d.String(), n})
+				}
+			}
+		}
+	}
 	for i := range sockets.Listeners {
 		li := &sockets.Listeners[i]
 		row := ListenerRow{Netns: ns.Name, LocalPort: li.Port, ListenerConnections: byState(li.States), ListenerUnacceptedConnections: byState(li.Unaccepted)}

@@ -106,7 +106,7 @@ func (t *text) finding(f *Finding) {
 	t.wrap("  Who   ", printable(strings.Join(who, ", ")))
 	t.wrap("  Why   ", printable(f.Cause))
 	for _, e := range f.Evidence {
-		t.line("          %-36s %s", words(e.Name), e.amount())
+		t.line("          %-36s %s", cut(words(e.Name)), e.amount())
 	}
 	for i, remedy := range f.Remedy {
 		label := "        "
@@ -116,6 +116,15 @@ func (t *text) finding(f *Finding) {
 		t.wrap(fmt.Sprintf("%s%d. ", label, i+1), printable(remedy))
 	}
 	t.wrap("  Read  ", strings.TrimPrefix(f.Runbook, "/")+".md, or "+f.Runbook+" of the exporter")
+}
+
+// cut makes a name fit its column.
+func cut(name string) string {
+	name = printable(name)
+	if short := []rune(name); len(short) > 36 {
+		return string(short[:35]) + "…"
+	}
+	return name
 }
 
 // amount is the number with its limit and unit.
@@ -140,7 +149,7 @@ func (t *text) limits(limits []Evidence) {
 		if e.Limit != nil && *e.Limit > 0 {
 			share = percent(e.Value / *e.Limit)
 		}
-		t.line("  %5s  %-36s %s", share, words(e.Name), e.amount())
+		t.line("  %5s  %-36s %s", share, cut(words(e.Name)), e.amount())
 	}
 }
 

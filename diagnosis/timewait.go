@@ -12,8 +12,13 @@ var timeWaitLimit = kernelstat.Sysctl("net.ipv4.tcp_max_tw_buckets")
 // timeWaitTable finds a table of TIME_WAITs that fills up.
 func (l *look) timeWaitTable() {
 	held, most, ok := l.share(kernelstat.Sockstat("tw"), timeWaitLimit)
+	if !ok && l.report.Input.Kind != "live" { // where nothing else counts, the table does
+		most, ok = l.kernel(timeWaitLimit)
+		ok = ok && most > 0
+		held = float64(l.of(snapshot.Inbound, tcptable.TimeWait) + l.of(snapshot.Outbound, tcptable.TimeWait))
+	}
 	if !ok {
-		l.skip("TCPTimeWaitNearLimit", "net.ipv4.tcp_max_tw_buckets or the kernel's count of TIME_WAITs is not known")
+		l.unknown("TCPTimeWaitNearLimit", "net.ipv4.tcp_max_tw_buckets or the kernel's count of TIME_WAITs is not known")
 		return
 	}
 	l.limit("time_wait_sockets", held, most, "sockets", "net.ipv4.tcp_max_tw_buckets")

@@ -57,6 +57,11 @@ var telemetryPath = regexp.MustCompile(`^(/[\w.~!$&'()*+,;=:@-]+)+$`)
 func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	app, cfg := newFlags()
 	app.UsageWriter(stdout)
+	for i, arg := range args {
+		if arg == "-" { // kingpin takes it for a flag without a letter
+			args = slices.Concat(args[:i], []string{stdinPath}, args[i+1:])
+		}
+	}
 	// A wrong flag has been parsed as far as the command.
 	if given, _ := app.ParseContext(args); given == nil || given.SelectedCommand == nil || given.SelectedCommand.FullCommand() != reportCommand {
 		cfg.report = nil

@@ -40,13 +40,13 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run serves until ctx is done, or writes a report. It returns the exit code: 2
 // for wrong flags, 1 when serving failed; of a report that of its verdict, and 3 for
 // wrong flags.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	cfg, err := parseFlags(args, stdout)
 	if err != nil {
 		fmt.Fprintf(stderr, "%s: error: %s, try --help\n", name, oneLine(err.Error()))
@@ -56,7 +56,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if cfg.report != nil {
-		return report(ctx, cfg, stdout, stderr)
+		return report(ctx, cfg, stdin, stdout, stderr)
 	}
 	logs := newLoggers(cfg.logLevel, cfg.logFormat, stderr)
 	logger := logs.program

@@ -18,20 +18,24 @@ import (
 	"github.com/go-kit/log"
 	"golang.org/x/sys/unix"
 
+	"timewait_exporter/capture"
 	"timewait_exporter/collector"
 	"timewait_exporter/collector/snapshot"
+	"timewait_exporter/collector/tally"
 	"timewait_exporter/collector/tcptable"
 	"timewait_exporter/diagnosis"
 )
 
 const (
 	reportCommand = "report"
+	stdinPath     = "/dev/stdin"
 	// lookTimeout is how long a report may take to look.
 	lookTimeout = time.Minute
 )
 
 // reportConfig is what the command line says of a report.
 type reportConfig struct {
+	path          string // "" for this machine
 	format, color string
 	suppress, set []string
 	listen        int // 0 if nobody asks
@@ -51,6 +55,8 @@ func addReport(app *kingpin.Application) *reportConfig {
 		PlaceHolder("CODE[=SUBJECT]").StringsVar(&r.suppress)
 	c.Flag("set", "What if: take this sysctl for set so, as net.ipv4.ip_local_port_range=\"1024 65535\" or net.ipv4.tcp_tw_reuse=1. Repeatable.").
 		PlaceHolder("KEY=VALUE").StringsVar(&r.set)
+	c.Arg("path", "What to read instead of this machine: output of ss -tan or netstat -an (Windows too), a copy of /proc or of /proc/net/tcp, an archive of sos; - is stdin.").
+		StringVar(&r.path)
 	number(c, "listen", "Say whether a service could begin to listen on this port, and who is in its way. 0 for none.", &r.listen, "0", 65535)
 	return r
 }
@@ -85,6 +91,9 @@ func (c *config) checkReport() error {
 		}
 		c.collector.Set[key] = value
 	}
+	if c.report.path != "" {
+		return nil
+	}
 	if !c.report.sourceIsGiven {
 		c.collector.Source = collector.SourceAuto // it knows more
 	}
@@ -92,17 +101,14 @@ func (c *config) checkReport() error {
 }
 
 // report writes what is wrong with the machine, and returns the exit code.
-func report(ctx context.Context, cfg *config, stdout, stderr io.Writer) int {
+func report(ctx context.Context, cfg *config, stdin io.Reader, stdout, stderr io.Writer) int {
 	fail := func(err error) int {
 		fmt.Fprintf(stderr, "%s: error: %s\n", name, oneLine(err.Error()))
 		return diagnosis.Unknown.ExitCode()
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	if err := cfg.collector.CheckSet(ctx); err != nil {
-		return fail(fmt.Errorf("--set: %w", err))
-	}
-	facts, err := look(ctx, cfg)
+	facts, err := factsOf(ctx, cfg, stdin)
 	if err != nil {
 		return fail(err)
 	}
@@ -131,6 +137,75 @@ func (r *reportConfig) colored(stdout io.Writer) bool {
 	return err == nil && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
+// factsOf takes the facts of what the command line names.
+func factsOf(ctx context.Context, cfg *config, stdin io.Reader) (*diagnosis.Facts, error) {
+	path := cfg.report.path
+	set := maps.Clone(cfg.collector.Set)
+	for _, key := range []string{capture.DynamicPort, capture.TimedWaitDelay} {
+		if path != "" {
+			delete(cfg.collector.Set, key)
+		}
+	}
+	if err := cfg.collector.CheckSet(ctx); err != nil {
+		return nil, fmt.Errorf("--set: %w", err)
+	}
+	cfg.collector.Set = set
+	if path == "" {
+		return look(ctx, cfg)
+	}
+	if path == stdinPath {
+		path = "-"
+	}
+	captured, err := capture.Read(ctx, path, stdin, capture.Options{
+		Set: set, Port: uint16(cfg.report.listen), Owners: cfg.collector.Owners,
+		Limits: tally.Limits{Remotes: cfg.collector.Remotes, Destinations: cfg.collector.Destinations, Listeners: cfg.collector.Listeners, Locals: 20},
+	})
+	if errors.Is(err, capture.ErrProc) {
+		return lookAtCopy(ctx, cfg, path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	facts := &diagnosis.Facts{
+		Host: captured.Host, Taken: captured.Taken.UTC().Truncate(time.Second), Input: diagnosis.Input{Kind: captured.Kind, Path: path},
+		Namespaces: []*snapshot.Namespace{captured.Namespace}, Node: captured.Node, Assumed: assumed(cfg),
+	}
+	for _, m := range captured.Missing {
+		facts.Missing = append(facts.Missing, diagnosis.NotChecked{Check: m.Subject, Reason: m.Reason})
+	}
+	if port := uint16(cfg.report.listen); port != 0 {
+		facts.Listen = &diagnosis.Listen{Port: port, Holders: captured.Sockets}
+	}
+	return facts, nil
+}
+
+// lookAtCopy takes the facts of a copy of a proc file system, or of a directory that has one.
+func lookAtCopy(ctx context.Context, cfg *config, path string) (*diagnosis.Facts, error) {
+	cfg.collector.ProcRoot, cfg.collector.Source = path, collector.SourceProcfs
+	if info, err := os.Stat(filepath.Join(path, "proc")); err == nil && info.IsDir() {
+		cfg.collector.ProcRoot = filepath.Join(path, "proc")
+	}
+	if err := cfg.checkSource(); err != nil {
+		return nil, fmt.Errorf("%s is neither a copy of /proc nor an archive of sos: %w", path, err)
+	}
+	facts, err := look(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	facts.Input = diagnosis.Input{Kind: capture.Proc, Path: path}
+	if info, err := os.Stat(filepath.Join(cfg.collector.Namespace.Dir, "tcp")); err == nil {
+		facts.Taken = info.ModTime().UTC().Truncate(time.Second)
+	}
+	return facts, nil
+}
+
+func assumed(cfg *config) (all []string) {
+	for _, key := range slices.Sorted(maps.Keys(cfg.collector.Set)) {
+		all = append(all, key+" = "+cfg.collector.Set[key])
+	}
+	return all
+}
+
 // look takes the facts of this machine, or of a copy of its proc file system.
 func look(ctx context.Context, cfg *config) (*diagnosis.Facts, error) {
 	c, err := collector.New(ctx, cfg.collector, log.NewNopLogger())
@@ -139,12 +214,13 @@ func look(ctx context.Context, cfg *config) (*diagnosis.Facts, error) {
 	}
 	facts := &diagnosis.Facts{
 		Host: hostname(cfg.collector.ProcRoot), Taken: time.Now().UTC().Truncate(time.Second), Input: diagnosis.Input{Kind: "live"},
+		Assumed: assumed(cfg),
 	}
 	ns, node := c.Snapshot(ctx)
-	for _, key := range slices.Sorted(maps.Keys(cfg.collector.Set)) {
-		facts.Assumed = append(facts.Assumed, key+" = "+cfg.collector.Set[key])
-	}
 	facts.Namespaces, facts.Node = []*snapshot.Namespace{ns}, node
+	if node.Namespaces != nil {
+		facts.Namespaces = append(facts.Namespaces, node.Namespaces.Others...)
+	}
 	if port := uint16(cfg.report.listen); port != 0 {
 		facts.Listen, err = holders(ctx, cfg, port)
 	}

@@ -140,16 +140,27 @@ func (f Numbers) read(ctx context.Context, from Sysctls, dir string, numbers []N
 		}
 		return nil
 	}
-	names := make([]string, len(numbers))
-	for i, n := range numbers {
-		names[i] = n.name
-	}
 	path := filepath.Join(dir, first.file)
 	text, err := ReadFile(ctx, path)
 	if err != nil {
 		return err
 	}
-	return f.parse(path, text, numbers, names)
+	return f.parse(path, text, numbers, namesOf(numbers))
+}
+
+// Parse returns the numbers, all of one file and none a sysctl, in the text of a copy of that
+// file.
+func Parse(path string, text []byte, numbers []Number) (Numbers, error) {
+	found := make(Numbers, len(numbers))
+	return found, found.parse(path, text, numbers, namesOf(numbers))
+}
+
+func namesOf(numbers []Number) []string {
+	names := make([]string, len(numbers))
+	for i, n := range numbers {
+		names[i] = n.name
+	}
+	return names
 }
 
 // parse adds the numbers of a file, which have these names there.

@@ -33,6 +33,14 @@ const (
 	noQueues = "00000000:00000000"
 )
 
+// ParseRow parses a row of a copy of table t, taken on a machine of this one's byte order.
+// Blanks around it may be missing.
+func ParseRow(row []byte, t Table) (Socket, error) {
+	var s Socket
+	_, err := parseRow(bytes.TrimSpace(row), t, binary.NativeEndian.Uint16([]byte{0, 1}) == 1, &s)
+	return s, err
+}
+
 // parseRow reads a row of table t, without its newline, into s and returns the
 // text of its two ends. The row is as get_tcp4_sock, get_timewait4_sock and
 // get_openreq4 in net/ipv4/tcp_ipv4.c print it, padded with blanks; in tcp6

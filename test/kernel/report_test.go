@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -207,8 +211,72 @@ func TestReport(t *testing.T) {
 					t.Errorf("%+v, want %v of %v", f.Evidence[0], v.evidence, v.limit)
 				}
 				t.Log(r.Summary)
+				if v.code != "" {
+					checkCaptures(t, v.code)
+				}
 			})
 		})
+	}
+}
+
+// checkCaptures captures the scene as people do, and wants the same finding of each capture, or
+// to be told why it can't be made.
+func checkCaptures(t *testing.T, code string) {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	var set []string
+	var sysctls strings.Builder
+	for _, name := range []string{"ip_local_port_range", "ip_local_reserved_ports", "tcp_tw_reuse", "tcp_timestamps", "tcp_max_tw_buckets", "tcp_syncookies", "tcp_max_syn_backlog"} {
+		text, err := os.ReadFile("/proc/sys/net/ipv4/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write("copy/sys/net/ipv4/"+name, string(text))
+		value := strings.TrimSpace(string(text))
+		set = append(set, "--set=net.ipv4."+name+"="+value)
+		fmt.Fprintf(&sysctls, "net.ipv4.%s = %s\n", name, value)
+	}
+	for _, name := range []string{"tcp", "tcp6", "sockstat", "netstat"} {
+		text, err := os.ReadFile("/proc/self/net/" + name)
+		if err != nil && name != "tcp6" {
+			t.Fatal(err)
+		}
+		write("copy/net/"+name, string(text))
+	}
+	captures := map[string][]string{"copy of /proc": {filepath.Join(dir, "copy")}, "raw": append(set, filepath.Join(dir, "copy/net/tcp"))}
+	if ss, err := exec.LookPath("ss"); err == nil {
+		run := func(args ...string) string {
+			out, err := exec.CommandContext(t.Context(), ss, args...).Output()
+			if err != nil {
+				t.Fatalf("ss %s: %v", args, err)
+			}
+			return string(out)
+		}
+		captures["ss"] = append(set, write("ss", run("-tanope")))
+		write("sos/sos_commands/networking/ss_-peaonmi", run("-peaonmi"))
+		write("sos/sos_commands/kernel/sysctl_-a", sysctls.String())
+		captures["sos"] = []string{filepath.Join(dir, "sos")}
+	}
+	for name, args := range captures {
+		r := reportOf(t, args...)
+		found := slices.ContainsFunc(r.Findings, func(f *diagnosis.Finding) bool { return f.Code == code })
+		told := slices.ContainsFunc(r.NotChecked, func(n diagnosis.NotChecked) bool { return strings.Contains(n.Check, code) })
+		if !found && !told {
+			t.Errorf("%s: no %s, and not told why: %s", name, code, r.Summary)
+		}
+		if found && name == "ss" {
+			t.Logf("%s: %s", name, r.Summary)
+		}
 	}
 }
 
