@@ -20,7 +20,7 @@ type machine struct {
 	name                             string
 	listeners, clients, destinations int
 	// everyState puts each client and destination into every state there is, each
-	// client's connections both ways, and destinations on local IPs of their own.
+	// client's connections both ways and unanswered, and destinations on local IPs of their own.
 	// Listeners are on more local IPs than have series of their own.
 	everyState bool
 }
@@ -52,8 +52,9 @@ const header = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->wh
 // A table is written row by row, listeners first.
 type table struct {
 	strings.Builder
-	rows int
-	port int // the local port of the last outbound row
+	rows       int
+	port       int // the local port of the last outbound row
+	unanswered int // retransmissions of each connection that is not in TIME_WAIT
 }
 
 func (t *table) row(local uint32, localPort int, remote uint32, remotePort, state int) {
@@ -61,12 +62,15 @@ func (t *table) row(local uint32, localPort int, remote uint32, remotePort, stat
 	swap := func(ip uint32) uint32 {
 		return binary.NativeEndian.Uint32(binary.BigEndian.AppendUint32(nil, ip))
 	}
-	timer, when := 0, 0
-	if state == timeWait {
+	timer, when, retransmissions := 0, 0, 0
+	switch {
+	case state == timeWait:
 		timer, when = 3, t.rows*37%6000
+	case state != listen && t.unanswered > 0:
+		timer, retransmissions = 1, t.unanswered
 	}
-	row := fmt.Sprintf("%4d: %08X:%04X %08X:%04X %02X 00000000:00000000 %02X:%08X 00000000     0        0 %d 1",
-		t.rows, swap(local), localPort, swap(remote), remotePort, state, timer, when, t.rows+1)
+	row := fmt.Sprintf("%4d: %08X:%04X %08X:%04X %02X 00000000:00000000 %02X:%08X %08X     0        0 %d 1",
+		t.rows, swap(local), localPort, swap(remote), remotePort, state, timer, when, retransmissions, t.rows+1)
 	fmt.Fprintf(t, "%-149s\n", row)
 	t.rows++
 }
@@ -93,6 +97,7 @@ func (m machine) table() *table {
 		}
 	}
 	if m.everyState {
+		t.unanswered = 3
 		for i := range m.clients {
 			client, local := firstClient+uint32(i), ownAddress+uint32(i)
 			for _, state := range []int{established, synRecv, 4, 5, timeWait, 8, 9, 11} {
@@ -189,7 +194,8 @@ func withQueueLimits(text string) string {
 			fmt.Fprintf(&limits, "tcp_listener_accept_queue_fill_ratio%s 0\n", labels)
 			fmt.Fprintf(&limits, "tcp_listener_full_sockets%s 0\n", labels)
 		}
-		if port, found := strings.CutSuffix(strings.TrimPrefix(line, "tcp_listener_connections"), `,state="syn_recv"} 0`+"\n"); found {
+		port, _, found := strings.Cut(line, `,state="syn_recv"}`)
+		if port, listens := strings.CutPrefix(port, "tcp_listener_connections"); found && listens && !strings.Contains(port, `"other"`) {
 			fmt.Fprintf(&limits, "tcp_listener_syn_queue_fill_ratio%s} 0\n", port)
 		}
 	}
