@@ -48,8 +48,7 @@ func New(ctx context.Context, cfg Config, logger log.Logger) (*Collector, error)
 	} else {
 		c.hasDiag = true
 	}
-	c.owners, c.ownerSource = findOwners(ctx, cfg, c.hasDiag, c.table.walkers, logger)
-	c.table.owners = c.owners != nil
+	c.owners, c.ownerSource = findOwners(ctx, cfg, c.hasDiag, &c.table, logger)
 	c.table.useNetlink = c.hasDiag && cfg.Source != SourceProcfs
 	source := SourceProcfs
 	if c.table.useNetlink {

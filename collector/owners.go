@@ -17,10 +17,10 @@ import (
 
 // owners tells whose the sockets of a walk are.
 type owners struct {
-	logger  log.Logger
-	walkers spare[*walker] // where those that walked the table go back to
-	hung    hung
-	state   spare[*ownership] // the one there is, while it is not in use
+	logger log.Logger
+	table  *table // whose walkers are put back
+	hung   hung
+	state  spare[*ownership] // the one there is, while it is not in use
 }
 
 // ownership is what is remembered of owners. It is not for concurrent use.
@@ -34,7 +34,7 @@ type ownership struct {
 
 // findOwners returns what tells the owners of sockets, nil where nothing does, and
 // what that is or why.
-func findOwners(ctx context.Context, cfg Config, hasDiag bool, walkers spare[*walker], logger log.Logger) (*owners, owner.Source) {
+func findOwners(ctx context.Context, cfg Config, hasDiag bool, t *table, logger log.Logger) (*owners, owner.Source) {
 	if cfg.Owners == 0 {
 		return nil, owner.Source{}
 	}
@@ -59,10 +59,10 @@ func findOwners(ctx context.Context, cfg Config, hasDiag bool, walkers spare[*wa
 		return none(source.Reason)
 	}
 	level.Info(logger).Log("msg", "telling owners of sockets", "source", source.Source, "reason", source.Reason)
-	dump := tcptable.NewSockDiag()
-	dump.Ages = true
-	o := &owners{logger: logger, walkers: walkers, state: make(spare[*ownership], 1)}
-	o.state.put(&ownership{names: names, processes: owner.NewProcesses(names), counts: tally.NewOwners(cfg.Owners), dump: dump})
+	o := &owners{logger: logger, table: t, state: make(spare[*ownership], 1)}
+	o.state.put(&ownership{names: names, processes: owner.NewProcesses(names), counts: tally.NewOwners(cfg.Owners), dump: tcptable.NewSockDiag()})
+	t.owners = true
+	t.ages.Store(true)
 	return o, source
 }
 
@@ -71,11 +71,13 @@ func (o *owners) read(ctx context.Context, w *walked) (*snapshot.Owners, error) 
 	if w == nil {
 		return nil, errors.New("the socket table was not read")
 	}
-	defer o.walkers.put(w.walker)
+	defer o.table.walkers.put(w.walker)
 	select {
 	case state := <-o.state:
 		defer o.state.put(state)
-		return state.read(ctx, w, o.logger)
+		found, err := state.read(ctx, w, o.logger)
+		o.table.ages.Store(err != nil || w.tally.HasCloseWaits())
+		return found, err
 	default:
 		return nil, errors.New("an earlier read has not returned")
 	}
@@ -83,8 +85,15 @@ func (o *owners) read(ctx context.Context, w *walked) (*snapshot.Owners, error) 
 
 func (s *ownership) read(ctx context.Context, w *walked, logger log.Logger) (*snapshot.Owners, error) {
 	if w.Source == SourceProcfs {
+		s.dump.Ages = w.ages
 		if err := w.tally.CountLive(s.dump.Live(ctx)); err != nil {
 			return nil, fmt.Errorf("live sockets: %w", err)
+		}
+	}
+	// Where the last walk had none in CLOSE_WAIT, ages were not asked for.
+	if !w.ages && w.tally.HasCloseWaits() {
+		if err := w.tally.AgeCloseWaits(s.dump.CloseWaits(ctx)); err != nil {
+			return nil, fmt.Errorf("sockets in CLOSE_WAIT: %w", err)
 		}
 	}
 	now := time.Now()

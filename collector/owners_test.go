@@ -3,11 +3,14 @@ package collector
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/go-kit/log"
 
 	"timewait_exporter/collector/kernelstat"
 	"timewait_exporter/collector/owner"
@@ -262,6 +265,35 @@ func TestOwnersUnderChurn(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestOwnersFail: what is wrong with owners is their part's alone, and once in the log.
+func TestOwnersFail(t *testing.T) {
+	var logged lines
+	c, err := New(t.Context(), fixture(t, "/proc"), log.NewLogfmtLogger(&logged))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.owners == nil {
+		t.Skip("nothing tells owners here: ", c.ownerSource.Reason)
+	}
+	gather(t, c.Read(t.Context())).want(t, 1, "timewait_exporter_collector_success", "collector", "owners")
+	state := <-c.owners.state // as if a read of it hung
+	p := gather(t, c.Read(t.Context()))
+	p.want(t, 0, "timewait_exporter_collector_success", "collector", "owners")
+	p.want(t, 1, "timewait_exporter_collector_success", "collector", "sockets")
+	p.wantNone(t, "tcp_owner_connections")
+	if len(c.table.walkers) != 1 {
+		t.Errorf("%d walkers are spare, want 1", len(c.table.walkers))
+	}
+	c.owners.state.put(state)
+	gather(t, c.Read(t.Context())).want(t, 1, "timewait_exporter_collector_success", "collector", "owners")
+
+	logged.want(t, "owners of sockets", "reading the socket table", "earlier read has not returned")
+	for _, err := range []error{nil, os.ErrPermission, os.ErrPermission, nil, os.ErrPermission} {
+		state.tell(err, log.NewLogfmtLogger(&logged))
+	}
+	logged.want(t, "no name", "no name")
 }
 
 // TestPortChangesOwner: who listens now has not made the TIME_WAITs of who listened before.

@@ -29,8 +29,9 @@ const (
 type table struct {
 	cfg        Config
 	logger     log.Logger
-	useNetlink bool // it is a source of the table
-	owners     bool // are wanted, and can be told
+	useNetlink bool        // it is a source of the table
+	owners     bool        // are wanted, and can be told
+	ages       atomic.Bool // are asked for in the walk
 
 	netlinkAfter    atomic.Int64 // when SourceAuto tries netlink again, in ns of Unix time
 	walkers         spare[*walker]
@@ -49,9 +50,7 @@ func (t *table) newWalker() *walker {
 		procfs: tcptable.NewProcNet(t.cfg.Namespace.Dir),
 	}
 	if t.useNetlink {
-		diag := tcptable.NewSockDiag()
-		diag.Ages = t.owners
-		w.netlink = diag
+		w.netlink = tcptable.NewSockDiag()
 	}
 	if t.owners {
 		w.tally.CountOwners()
@@ -64,6 +63,7 @@ func (t *table) newWalker() *walker {
 type walked struct {
 	*snapshot.Sockets
 	*walker
+	ages bool // netlink was asked for those of sockets
 }
 
 // walk reads the socket table and counts it. A netlink that fails is tried once
@@ -71,6 +71,10 @@ type walked struct {
 // once more if it had far fewer rows than the kernel counts.
 func (t *table) walk(ctx context.Context, p *kernelstat.Pool, l *tally.Listening) (*walked, error) {
 	w := t.walkers.take(t.newWalker)
+	ages := t.ages.Load()
+	if diag, ok := w.netlink.(*tcptable.SockDiag); ok {
+		diag.Ages = ages
+	}
 	sockets, err := t.read(ctx, w, p, l)
 	if err != nil || !t.owners {
 		t.walkers.put(w)
@@ -78,7 +82,7 @@ func (t *table) walk(ctx context.Context, p *kernelstat.Pool, l *tally.Listening
 	if err != nil {
 		return nil, err
 	}
-	return &walked{sockets, w}, nil
+	return &walked{sockets, w, ages}, nil
 }
 
 func (t *table) read(ctx context.Context, w *walker, p *kernelstat.Pool, l *tally.Listening) (*snapshot.Sockets, error) {

@@ -44,7 +44,11 @@ func findTree(proc procfs.FS, dir string) (*tree, error) {
 	if dir != "" {
 		for _, dir := range []string{dir, filepath.Join(dir, "unified")} {
 			var stat unix.Statfs_t
-			if unix.Statfs(dir, &stat) == nil && int64(stat.Type) == unix.CGROUP2_SUPER_MAGIC {
+			switch err := unix.Statfs(dir, &stat); {
+			case errors.Is(err, fs.ErrNotExist):
+			case err != nil:
+				return nil, &fs.PathError{Op: "statfs", Path: dir, Err: err}
+			case int64(stat.Type) == unix.CGROUP2_SUPER_MAGIC:
 				return openTree(dir)
 			}
 		}

@@ -98,31 +98,29 @@ func (o *Owners) destinationOwners(now time.Time, t *Tally, sockets *snapshot.So
 		gone[i] = c.at(triple{d.LocalIP, d.RemoteIP, d.RemotePort}, now)
 		byNumber[gone[i].number] = gone[i]
 	}
-	live := make([]map[string]uint64, len(named))
+	type holding struct{ destination, cgroup uint32 }
+	held := make(map[holding]uint64)
 	c.before, c.sighted = c.sighted, c.before[:0]
-	toward := 0
+	toward := t.owned.alive[:0] // those that matter
 	for _, s := range t.owned.alive {
 		if _, ok := index[s.destination]; ok {
-			toward++
+			toward = append(toward, s)
 		}
 	}
-	names := make([]string, len(t.owned.cgroups))
-	isIn := sampleOf(toward)
-	for _, s := range t.owned.alive {
-		i, ok := index[s.destination]
-		if !ok {
-			continue
-		}
-		if names[s.cgroup] == "" {
-			names[s.cgroup] = name(t.owned.cgroups[s.cgroup].id)
-		}
-		if live[i] == nil {
-			live[i] = make(map[string]uint64)
-		}
-		live[i][names[s.cgroup]]++
+	isIn := sampleOf(len(toward))
+	for _, s := range toward {
+		i := index[s.destination]
+		held[holding{uint32(i), s.cgroup}]++
 		if s.cookie != 0 && isIn(s.cookie) {
 			c.sighted = append(c.sighted, sightedSocket{s.cookie, t.owned.cgroups[s.cgroup].id, gone[i].number})
 		}
+	}
+	live := make([]map[string]uint64, len(named))
+	for h, n := range held {
+		if live[h.destination] == nil {
+			live[h.destination] = make(map[string]uint64)
+		}
+		live[h.destination][name(t.owned.cgroups[h.cgroup].id)] += n
 	}
 	slices.SortFunc(c.sighted, func(a, b sightedSocket) int { return cmp.Compare(a.cookie, b.cookie) })
 	next := 0

@@ -27,6 +27,7 @@ const (
 // then they are of a dump by CountLive.
 type owned struct {
 	index   map[uint64]uint32 // by id
+	last    uint32            // the last row's
 	cgroups []cgroup          // the first is of nobody
 
 	alive     []aliveSocket
@@ -77,10 +78,18 @@ func (o *owned) reset() {
 	}
 	clear(o.index)
 	o.cgroups = append(o.cgroups[:0], cgroup{})
-	o.alive, o.closeWaits, o.uncounted = o.alive[:0], o.closeWaits[:0], false
+	o.alive, o.closeWaits, o.uncounted, o.last = o.alive[:0], o.closeWaits[:0], false, 0
 }
 
 func (o *owned) cgroup(id uint64) uint32 {
+	if o.cgroups[o.last].id == id {
+		return o.last
+	}
+	o.last = o.find(id)
+	return o.last
+}
+
+func (o *owned) find(id uint64) uint32 {
 	if i, known := o.index[id]; known {
 		return i
 	}
@@ -143,6 +152,27 @@ func (t *Tally) CountLive(rows iter.Seq2[tcptable.Socket, error]) error {
 		if dir == snapshot.Outbound {
 			to := destination{s.Local.Addr, s.Remote.Addr, s.Remote.Port}
 			t.owned.addAlive(s.Cookie, t.destinations.hash(&to), cgroup)
+		}
+	}
+	return nil
+}
+
+// HasCloseWaits reports whether there are sockets in CLOSE_WAIT whose age matters.
+func (t *Tally) HasCloseWaits() bool { return len(t.owned.closeWaits) > 0 }
+
+// AgeCloseWaits takes the ages of sockets in CLOSE_WAIT from a dump of them, where the rows
+// before had none.
+func (t *Tally) AgeCloseWaits(rows iter.Seq2[tcptable.Socket, error]) error {
+	byCookie := make(map[uint64]*closeWait, len(t.owned.closeWaits))
+	for i := range t.owned.closeWaits {
+		byCookie[t.owned.closeWaits[i].cookie] = &t.owned.closeWaits[i]
+	}
+	for s, err := range rows {
+		if err != nil {
+			return err
+		}
+		if c := byCookie[s.Cookie]; c != nil {
+			c.age = s.LastAck
 		}
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -356,8 +357,11 @@ func TestParseAttrs(t *testing.T) {
 	f := func(want string, attributes ...[]byte) {
 		t.Helper()
 		list := bytes.Join(attributes, nil)
-		s := Socket{V6Only: true, Transparent: true} // what the row before may have left
+		s := Socket{V6Only: true, Transparent: true, Cgroup: 99, LastAck: 99} // what the row before may have left
 		full := parseAttrs(list, &s)
+		if s.Cgroup != 0 || s.LastAck != 0 {
+			t.Errorf("%x: cgroup %d, last ACK %v ago", list, s.Cgroup, s.LastAck)
+		}
 		if got := fmt.Sprint(full, s.V6Only, s.Transparent); got != want {
 			t.Errorf("%x: full, of IPv6 only, transparent: %s, want %s", list, got, want)
 		}
@@ -396,6 +400,16 @@ func TestParseAttrs(t *testing.T) {
 	f(nothing, attribute(attrSockopt))
 	f(full, shutdown, attribute(attrSockopt, ^bit, 0xff))
 	f("true false true", shutdown, attribute(attrSockopt, bit, 0), other)
+
+	// Those of owners, whole ones only.
+	id, info := attribute(attrCgroup, encode(uint64(0x1_0000_0007))...), attribute(attrInfo, append(make([]byte, lastAck), encode(uint32(1500), uint32(9))...)...)
+	var s Socket
+	if parseAttrs(slices.Concat(other, id, info), &s); s.Cgroup != 0x1_0000_0007 || s.LastAck != 1500*time.Millisecond {
+		t.Errorf("cgroup %#x, last ACK %v ago", s.Cgroup, s.LastAck)
+	}
+	f(nothing, attribute(attrCgroup, 7, 0, 0, 0))
+	f(nothing, attribute(attrInfo, make([]byte, lastAck+3)...))
+	f(nothing, id[:11])
 }
 
 // FuzzReply reads any bytes as a datagram of a dump: every socket that comes out

@@ -19,7 +19,7 @@ import (
 // first used, and needs no privilege.
 type SockDiag struct {
 	// Ages is whether Sockets and Live tell a Socket's LastAck, which takes the kernel time
-	// and some 300 bytes for each.
+	// and some 300 bytes for each. CloseWaits always does.
 	Ages bool
 
 	conn   *socket.Conn
@@ -88,6 +88,15 @@ func (d *SockDiag) Live(ctx context.Context) iter.Seq2[Socket, error] {
 			}
 			return row(s)
 		})
+	})
+}
+
+// CloseWaits yields the sockets in CLOSE_WAIT. The table is walked for them.
+func (d *SockDiag) CloseWaits(ctx context.Context) iter.Seq2[Socket, error] {
+	return sequence(func(row func(*Socket) error) error {
+		defer func(ages bool) { d.Ages = ages }(d.Ages)
+		d.Ages, d.rows = true, census{}
+		return d.readAll(ctx, 0, 1<<CloseWait, row)
 	})
 }
 

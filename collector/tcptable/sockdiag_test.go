@@ -185,13 +185,56 @@ func wantTable(t *testing.T, d *SockDiag) {
 	}
 }
 
+// wantLive compares the live sockets with those of /proc: each has a cgroup and a cookie.
+func wantLive(t *testing.T, d *SockDiag) {
+	t.Helper()
+	var want []Socket
+	for _, s := range mustWalk(t, NewProcNet("/proc/self/net")) {
+		if s.Kind == Full {
+			want = append(want, s)
+		}
+	}
+	var got, closeWaits []Socket
+	cookies := make(map[uint64]bool)
+	for s, err := range d.Live(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Cgroup == 0 || cookies[s.Cookie] {
+			t.Errorf("cgroup %d, cookie %d: %s", s.Cgroup, s.Cookie, text(s))
+		}
+		cookies[s.Cookie] = true
+		got = append(got, s)
+	}
+	if got, want := sorted(got), sorted(want); len(want) < 500 || !slices.Equal(got, want) {
+		t.Errorf("%d sockets are live, /proc has %d", len(got), len(want))
+	}
+	for s, err := range d.CloseWaits(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		closeWaits = append(closeWaits, s)
+	}
+	if len(closeWaits) != 1 || closeWaits[0].State != CloseWait || !cookies[closeWaits[0].Cookie] {
+		t.Errorf("in CLOSE_WAIT are %v, want 1", closeWaits)
+	}
+}
+
 // TestSockDiagWalks leaves walks in all ways: the next one is whole again.
 func TestSockDiagWalks(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		buildTable(t)
+		client, _ := connectTo(t, listenOn(t, "tcp4", "127.0.0.1:0"), "tcp4")
+		if err := client.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		for acknowledged := false; !acknowledged; { // which may take 40 ms
+			acknowledged = slices.ContainsFunc(mustWalk(t, NewProcNet("/proc/self/net")), func(s Socket) bool { return s.State == FinWait2 })
+		}
 		d := NewSockDiag()
 		wantTable(t, d)
 		wantTable(t, d)
+		wantLive(t, d)
 		if d.split {
 			t.Log("this kernel does not dump both families at once")
 		}
@@ -237,6 +280,10 @@ func TestSockDiagWalks(t *testing.T) {
 		// Two dumps, or one for both families: the same sockets.
 		d.split = !d.split
 		wantTable(t, d)
+		wantLive(t, d)
+		d.Ages = true
+		wantTable(t, d)
+		wantLive(t, d)
 
 		// With a receive queue of the least size: the kernel goes on with a dump only when
 		// there is room, so nothing is lost.

@@ -69,7 +69,7 @@ func run(ctx context.Context, args []string) error {
 
 type options struct {
 	sockets      []int  // rows of the table
-	mix          string // time_wait, established or half
+	mix          string // time_wait, live, established or half
 	remotes      int    // distinct remote addresses on either side
 	churn        int    // closes per second
 	rounds       int
@@ -90,7 +90,7 @@ func parseOptions(args []string) (options, error) {
 		o.sockets, err = parseCounts(s)
 		return err
 	})
-	f.StringVar(&o.mix, "mix", "time_wait", "state of the sockets: time_wait, established or half")
+	f.StringVar(&o.mix, "mix", "time_wait", "state of the sockets: time_wait, live (2,000 of them established), established or half")
 	f.IntVar(&o.remotes, "remotes", 1000, "distinct remote addresses: as many clients as servers")
 	f.IntVar(&o.churn, "churn", 3000, "connections opened and closed per second in the second table; 0 leaves it out")
 	f.IntVar(&o.rounds, "rounds", 11, "rounds whose median is printed")
@@ -104,8 +104,8 @@ func parseOptions(args []string) (options, error) {
 	switch {
 	case f.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
-	case !slices.Contains([]string{"time_wait", "established", "half"}, o.mix):
-		return o, fmt.Errorf("-mix %q: want time_wait, established or half", o.mix)
+	case !slices.Contains([]string{"time_wait", "live", "established", "half"}, o.mix):
+		return o, fmt.Errorf("-mix %q: want time_wait, live, established or half", o.mix)
 	case o.remotes < 1 || o.remotes > 65_000:
 		return o, fmt.Errorf("-remotes %d: want 1 to 65000, they are addresses of 127.1.0.0/16 and 127.2.0.0/16", o.remotes)
 	case o.rounds < 1 || o.churnRounds < 1:

@@ -33,7 +33,7 @@ type results struct {
 const (
 	bareRead = 0
 	bareDump = 1
-	tcpstat  = 4
+	tcpstat  = 6
 )
 
 // contenders are in the order of the round.
@@ -57,6 +57,14 @@ func contenders(o options) []*contender {
 		},
 		{
 			name: "timewait_exporter, netlink", reads: exporter("127.0.0.1:10794", "--collector.source=netlink"),
+			does: "the same with `--collector.source=netlink`",
+		},
+		{
+			name: "procfs, no owners", reads: exporter("127.0.0.1:10795", "--collector.owners=0"),
+			does: "timewait_exporter with `--collector.owners=0`",
+		},
+		{
+			name: "netlink, no owners", reads: exporter("127.0.0.1:10796", "--collector.source=netlink", "--collector.owners=0"),
 			does: "the same with `--collector.source=netlink`",
 		},
 		tcpstat: {

@@ -152,7 +152,7 @@ func buildTable(o options) (*table, error) {
 		t.builders = append(t.builders, b)
 	}
 	// Connections that stay open, two rows and two files each, until this process ends.
-	open := map[string]int{"half": t.target / 4, "established": t.target / 2}[o.mix]
+	open := map[string]int{"live": min(1000, t.target/4), "half": t.target / 4, "established": t.target / 2}[o.mix]
 	for i := range open {
 		if _, _, err := t.builders[0].connect(); err != nil {
 			return nil, fmt.Errorf("connection %d of %d to hold: %w", i+1, open, err)

@@ -7,10 +7,12 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -77,6 +79,28 @@ func (c cgroups) join(t *testing.T, dir string) {
 	}
 }
 
+// start starts a process in a cgroup that may have so many files open.
+func (c cgroups) start(t *testing.T, name string, files uint64, command ...string) {
+	t.Helper()
+	dir, err := os.Open(filepath.Join(c.dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	})
+	if err := unix.Prlimit(cmd.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: files}, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (c cgroups) remove(t *testing.T, name string) {
 	t.Helper()
 	if err := unix.Rmdir(filepath.Clean(filepath.Join(c.dir, name))); err != nil {
@@ -120,6 +144,23 @@ func (p page) wantOwners(t *testing.T, want ...string) {
 	}
 }
 
+// scrapeNamed scrapes until all listeners have a name, and a program, if any, is the worst of an owner: on a busy
+// machine the first scrapes may not have had the time to look at all processes.
+func (es exporters) scrapeNamed(t *testing.T, program string) (pages []page) {
+	t.Helper()
+	for _, e := range es {
+		var p page
+		netns.Eventually(t, func() bool {
+			p = e.scrape(t)
+			return p.sum("tcp_owner_connections", "owner", "unknown", "state", "listen") == 0 && (program == "" || len(p.series("tcp_owner_worst_process_max_fds", "program", program)) > 0)
+		}, func() string {
+			return fmt.Sprint(p.series("tcp_owner_connections", "owner", "unknown"), p.series("tcp_owner_worst_process_max_fds"))
+		})
+		pages = append(pages, p)
+	}
+	return pages
+}
+
 // TestOwners has one of each case, told by a program without any right.
 func TestOwners(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
@@ -136,6 +177,8 @@ func TestOwners(t *testing.T) {
 			web = netns.Serve(t, loopback4, 8080)
 		})
 		c.in(t, "db.service", func() { db = netns.Serve(t, loopback4, 8081) })
+		c.start(t, "db.service", 50, "sleep", "60")
+		c.start(t, "db.service", 10, "tail", "-f", "/dev/null")
 		for _, name := range []string{"a.service", "b.service"} { // one port for two
 			c.in(t, name, func() {
 				l := netns.NewSocket(t, unix.AF_INET)
@@ -185,7 +228,7 @@ func TestOwners(t *testing.T) {
 			"gone.scope outbound established=1", "unknown outbound established=1",
 		}
 		accepting := "a.service inbound established=1" // which of the two is the kernel's choice
-		for _, p := range es.scrape(t) {
+		for _, p := range es.scrapeNamed(t, "tail") {
 			if p.sum("tcp_owner_connections", "owner", "b.service", "direction", "inbound", "state", "established") > 0 {
 				accepting = "b.service inbound established=1"
 			}
@@ -200,7 +243,11 @@ func TestOwners(t *testing.T) {
 			for o, n := range map[string]float64{"a.service": 1, "b.service": 2, "c.service": 3, "client.service": 3} {
 				p.want(t, n, "tcp_destination_owner_connections", "remote_port", "8080", "owner", o)
 			}
-			p.want(t, 1, "tcp_owner_info", "owner", "db.service", "kind", "unit", "unit", "db.service")
+			p.want(t, 1, "tcp_owner_info", "owner", "db.service", "kind", "unit", "unit", "db.service", "program", "sleep")
+			p.want(t, 10, "tcp_owner_worst_process_max_fds", "owner", "db.service", "program", "tail")
+			if open := p.value(t, "tcp_owner_worst_process_open_fds", "owner", "db.service"); open < 4 || open > 6 {
+				t.Errorf("tail has %v files open", open)
+			}
 			p.want(t, 1, "timewait_exporter_collector_success", "collector", "owners")
 		}
 
@@ -210,8 +257,7 @@ func TestOwners(t *testing.T) {
 		for _, p := range es.scrape(t) {
 			p.wantOwners(t, append(slices.Clone(want), accepting)...)
 		}
-		for _, p := range start("--collector.owners=2") {
-			p := p.scrape(t)
+		for _, p := range start("--collector.owners=2").scrapeNamed(t, "") {
 			for o, n := range map[string]float64{"web.service": 13, "client.service": 6, "other": 15, "unknown": 6} {
 				p.want(t, n, "tcp_owner_connections", "owner", o)
 			}
@@ -227,12 +273,13 @@ func TestOwners(t *testing.T) {
 	})
 }
 
-// TestCloseWaitAge: keepalive probes don't make a connection young, and who starts later knows the
-// age of one without.
+// TestCloseWaitAge: keepalive probes don't make a connection young, and who starts later, or looks
+// seldom, knows the age of one without.
 func TestCloseWaitAge(t *testing.T) {
 	netns.Run(t, func(t *testing.T) {
 		c := newCgroups(t)
-		es := startExporters(t)
+		es, seldom := startExporters(t), startExporters(t)
+		seldom.scrape(t)
 		var services [2]netns.Service
 		for i := range services {
 			c.in(t, fmt.Sprintf("%d.service", i), func() { services[i] = netns.Serve(t, loopback4, uint16(8080+i)) })
@@ -257,12 +304,12 @@ func TestCloseWaitAge(t *testing.T) {
 				t.Errorf("a CLOSE_WAIT of %.1f s is %v s old", want, got)
 			}
 		}
-		for _, p := range es.scrape(t) {
+		for _, p := range es.scrapeNamed(t, "") {
 			age(p, 0)
 			age(p, 1)
 			p.want(t, 0, "tcp_owner_close_wait_older_connections", "age", "60")
 		}
-		for _, p := range startExporters(t).scrape(t) {
+		for _, p := range append(seldom, startExporters(t)...).scrapeNamed(t, "") {
 			age(p, 1)
 		}
 	})
@@ -327,6 +374,66 @@ func TestWhoClosesMost(t *testing.T) {
 			t.Logf("often %.2f, seldom %.2f, pool %.2f of %v", share("often.service"), share("seldom.service"), share("pool.service"), n)
 			if n < 100 || share("often.service") < 0.6 || share("often.service") > 0.8 || share("pool.service") > 0.01 {
 				t.Errorf("of %s samples often has %v, pool %v", strconv.FormatFloat(n, 'f', -1, 64), share("often.service"), share("pool.service"))
+			}
+		}
+	})
+}
+
+// TestOwnersInContainers sees less than the host's hierarchy, or none of its processes.
+func TestOwnersInContainers(t *testing.T) {
+	netns.Run(t, func(t *testing.T) {
+		c := newCgroups(t)
+		c.in(t, "web.service", func() { netns.Serve(t, loopback4, 8080) })
+		hybrid := "web.service"
+		if own, err := os.ReadFile("/proc/self/cgroup"); err != nil {
+			t.Fatal(err)
+		} else if strings.Count(string(own), "\n") > 1 {
+			hybrid = "unknown" // whether the unit is a container's of v1 only its processes could tell
+			c.start(t, "web.service", 50, "sleep", "60")
+		}
+		for _, tt := range []struct {
+			name, unshare, mount string // what is mounted where --path.cgroupfs is
+			source, reason       string // their beginnings
+			owner, program       string // empty if there are none
+		}{
+			{"of a namespace", "-mC", "-t cgroup2 none", "none", "at ", "", ""},
+			{"the host's, and its processes", "-m", "--bind " + c.root, "pidfd,cgroupfs", "", "web.service", "sleep"},
+			{"the host's alone", "-mpf", "--bind " + c.root, "pidfd,cgroupfs", "", hybrid, ""},
+			{"none", "-m", "-t tmpfs none", "none", "", "", ""},
+		} {
+			dir, err := os.MkdirTemp("", "") // not t.TempDir(), which others may not enter
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			script := "mount --make-rprivate / && mount " + tt.mount + " " + dir + ` && { [ $$ != 1 ] || mount -t proc proc /proc; } && exec "$@"`
+			var e *exporter
+			c.in(t, "app", func() {
+				e = startExporterBy(t, slices.Concat([]string{"unshare", tt.unshare, "/bin/sh", "-c", script, "sh"}, nobody(t)), "--path.cgroupfs="+dir)
+				e.scrape(t)
+			})
+			p := e.scrape(t)
+			var source string
+			for _, m := range p.series("timewait_exporter_owner_source_info") {
+				source = m.String()
+			}
+			if len(p.series("timewait_exporter_owner_source_info", "source", tt.source)) != 1 || !strings.Contains(source, tt.reason) {
+				t.Errorf("%s: %s, want %s because of %q", tt.name, source, tt.source, tt.reason)
+			}
+			if tt.owner == "" {
+				for name := range p {
+					if strings.HasPrefix(name, "tcp_owner") || strings.HasPrefix(name, "tcp_listener_owner") {
+						t.Errorf("%s: there is %s", tt.name, name)
+					}
+				}
+				continue
+			}
+			p.want(t, 1, "tcp_owner_connections", "owner", tt.owner, "state", "listen")
+			if tt.owner == "web.service" {
+				p.want(t, 1, "tcp_owner_info", "owner", tt.owner, "program", tt.program)
 			}
 		}
 	})
