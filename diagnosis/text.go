@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"timewait_exporter/collector/snapshot"
 )
 
 const (
@@ -96,14 +98,7 @@ func (t *text) finding(f *Finding) {
 	t.line("")
 	t.line("%s %s", t.paint(f.Level, strings.ToUpper(string(f.Level))), f.Code)
 	t.wrap("  What  ", printable(f.Title))
-	who := []string{"netns " + f.Netns}
-	for _, part := range []struct{ name, value string }{{"listener", f.Listener}, {"remote", f.Remote}, {"program", f.Program}} {
-		if part.value != "" {
-			who = append(who, part.name+" "+part.value)
-		}
-	}
-	who = append(who, "owner "+f.Owner)
-	t.wrap("  Who   ", printable(strings.Join(who, ", ")))
+	t.wrap("  Who   ", printable(f.who()))
 	t.wrap("  Why   ", printable(f.Cause))
 	for _, e := range f.Evidence {
 		t.line("          %-36s %s", cut(words(e.Name)), e.amount())
@@ -127,8 +122,19 @@ func cut(name string) string {
 	return name
 }
 
+// who says whom the finding is about.
+func (f *Finding) who() string {
+	who := []string{"netns " + f.Netns}
+	for _, part := range []struct{ name, value string }{{"listener", f.Listener}, {"remote", f.Remote}, {"program", f.Program}} {
+		if part.value != "" {
+			who = append(who, part.name+" "+part.value)
+		}
+	}
+	return strings.Join(append(who, "owner "+f.Owner), ", ")
+}
+
 // amount is the number with its limit and unit.
-func (e *Evidence) amount() string {
+func (e Evidence) amount() string {
 	if e.Unit == "port" {
 		return strconv.Itoa(int(e.Value))
 	}
@@ -139,17 +145,21 @@ func (e *Evidence) amount() string {
 	return amount + " " + e.Unit
 }
 
+// share is how much of the limit it is, "" where it has none.
+func (e Evidence) share() string {
+	if e.Limit == nil || *e.Limit <= 0 {
+		return ""
+	}
+	return percent(e.Value / *e.Limit)
+}
+
 func (t *text) limits(limits []Evidence) {
 	if len(limits) == 0 {
 		return
 	}
 	t.heading("Limits that were looked at")
 	for _, e := range limits {
-		share := "-"
-		if e.Limit != nil && *e.Limit > 0 {
-			share = percent(e.Value / *e.Limit)
-		}
-		t.line("  %5s  %-36s %s", share, cut(words(e.Name)), e.amount())
+		t.line("  %5s  %-36s %s", cmp.Or(e.share(), "-"), cut(words(e.Name)), e.amount())
 	}
 }
 
@@ -157,25 +167,15 @@ func (t *text) limits(limits []Evidence) {
 func (t *text) tables(tables *Tables) {
 	if len(tables.States) > 0 {
 		t.heading("Connections by state")
-		type key struct{ direction, state string }
-		n := make(map[key]uint64)
-		var states []string
-		for _, row := range tables.States {
-			if !slices.Contains(states, row.State) {
-				states = append(states, row.State)
-			}
-			n[key{row.Direction, row.State}] += row.Connections
-		}
 		t.line("  %-14s %12s %12s", "", "inbound", "outbound")
-		for _, state := range states {
-			t.line("  %-14s %12s %12s", state, count(n[key{"inbound", state}]), count(n[key{"outbound", state}]))
+		for _, sum := range tables.states() {
+			t.line("  %-14s %12s %12s", sum.State, count(sum.Inbound), count(sum.Outbound))
 		}
 	}
 	if len(tables.Destinations) > 0 {
 		t.heading("Destinations, by ports gone")
 		for _, row := range top(tables.Destinations) {
-			ip, _ := netip.ParseAddr(row.RemoteIP)
-			t.line("  %5s  %s from %s", percent(row.DestinationPortUtilisation), netip.AddrPortFrom(ip, row.RemotePort), row.LocalIP)
+			t.line("  %5s  %s from %s", percent(row.DestinationPortUtilisation), row.remote(), row.LocalIP)
 			t.wrap("         ", printable(amounts(row.DestinationPortsUsed)))
 		}
 	}
@@ -194,13 +194,45 @@ func (t *text) tables(tables *Tables) {
 	if len(tables.Listeners) > 0 {
 		t.heading("Listeners, by connections")
 		for _, row := range top(tables.Listeners) {
-			queue := count(row.ListenerAcceptQueue) + " wait for accept()"
-			if row.ListenerAcceptQueueLimit != nil {
-				queue = count(row.ListenerAcceptQueue) + " of " + count(*row.ListenerAcceptQueueLimit+row.ListenerSockets) + " wait for accept()"
-			}
-			t.wrap(fmt.Sprintf("  port %-6d %s; ", row.LocalPort, queue), cmp.Or(amounts(row.ListenerConnections), "no connections"))
+			t.wrap(fmt.Sprintf("  port %-6d %s; ", row.LocalPort, row.queue()+" wait for accept()"), cmp.Or(amounts(row.ListenerConnections), "no connections"))
 		}
 	}
+}
+
+// stateSum counts connections of both families, and of all namespaces.
+type stateSum struct {
+	State             string
+	Inbound, Outbound uint64
+}
+
+func (t Tables) states() (sums []stateSum) {
+	for _, row := range t.States {
+		i := slices.IndexFunc(sums, func(s stateSum) bool { return s.State == row.State })
+		if i < 0 {
+			i = len(sums)
+			sums = append(sums, stateSum{State: row.State})
+		}
+		if row.Direction == snapshot.Inbound.String() {
+			sums[i].Inbound += row.Connections
+		} else {
+			sums[i].Outbound += row.Connections
+		}
+	}
+	return sums
+}
+
+// remote is the address and port, as in findings.
+func (r DestinationRow) remote() string {
+	ip, _ := netip.ParseAddr(r.RemoteIP)
+	return netip.AddrPortFrom(ip, r.RemotePort).String()
+}
+
+// queue is how many connections wait for accept(2), and how many may.
+func (r ListenerRow) queue() string {
+	if r.ListenerAcceptQueueLimit == nil {
+		return count(r.ListenerAcceptQueue)
+	}
+	return count(r.ListenerAcceptQueue) + " of " + count(*r.ListenerAcceptQueueLimit+r.ListenerSockets)
 }
 
 func top[T any](all []T) []T { return all[:min(len(all), tableRows)] }
@@ -231,24 +263,40 @@ func (t *text) capacity(all []Capacity) {
 		return
 	}
 	t.heading("How long: connections a second that can be opened and closed again")
-	names := map[string]string{"pool": "ports", "reuse": "ports, reused", "tw_buckets": "tcp_max_tw_buckets"}
 	for _, c := range all[:min(len(all), tableRows)] {
-		now := "not known now"
-		if c.NowPerSecond != nil {
-			now = number(*c.NowPerSecond) + " now"
-		}
 		t.line("  to %s from %s", c.Remote, c.LocalIP)
-		t.line("     %s/s at most (%s), slow from %s/s, %s", number(c.ClosesPerSecond), names[c.Limit], number(c.SlowFromPerSecond), now)
+		t.line("     %s/s at most (%s), slow from %s/s, %s", number(c.ClosesPerSecond), c.binds(), number(c.SlowFromPerSecond), c.now()+" now")
 	}
+}
+
+// now is the rate of today, if that is known.
+func (c Capacity) now() string {
+	if c.NowPerSecond == nil {
+		return "not known"
+	}
+	return number(*c.NowPerSecond)
+}
+
+// binds is what the limit is called.
+func (c Capacity) binds() string {
+	switch c.Limit {
+	case "pool":
+		return "ports"
+	case "reuse":
+		return "ports, reused"
+	case "tw_buckets":
+		return "tcp_max_tw_buckets"
+	}
+	return c.Limit
 }
 
 // printable makes one line of text that a terminal shows as it is: names in it may come from
 // the network or from anybody on the machine.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == utf8.RuneError || !strconv.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
+func printable(s string) string { return strings.Map(printableRune, s) }
+
+func printableRune(r rune) rune {
+	if r == utf8.RuneError || !strconv.IsPrint(r) {
+		return '?'
+	}
+	return r
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	stdlog "log"
 	"maps"
 	"math"
 	"net/http"
@@ -32,58 +31,48 @@ const (
 	answerTimeout = 10 * time.Second
 )
 
-// scrapeHandler answers a scrape with the metrics of registry and those that the
-// collector reads for it.
+// admission bounds the requests that read the kernel.
 //
-// A scrape has one of the slots while it is gathered and encoded into memory. It has
-// given it back when its client begins to read, so no client can keep one by reading
-// slowly.
-type scrapeHandler struct {
-	registry    *prometheus.Registry
-	collector   *collector.Collector
+// A request has one of the slots while its answer is written into memory. It has given it
+// back when its client begins to read, so no client can keep one by reading slowly.
+type admission struct {
 	connections *connections
 	slots       slots
-	encoding    sync.Mutex // of one answer at a time
 	maxRequests int
 	logger      log.Logger
-	errorLog    *stdlog.Logger
 }
 
-func newScrapeHandler(maxRequests int, registry *prometheus.Registry, c *collector.Collector, conns *connections, logger log.Logger) *scrapeHandler {
+func newAdmission(maxRequests int, conns *connections, logger log.Logger) *admission {
 	free := maxRequests
 	if free == 0 {
 		free = math.MaxInt
 	}
-	return &scrapeHandler{
-		registry:    registry,
-		collector:   c,
-		connections: conns,
-		slots:       slots{free: free},
-		maxRequests: maxRequests,
-		logger:      logger,
-		errorLog:    newErrorLog(logger),
-	}
+	return &admission{connections: conns, slots: slots{free: free}, maxRequests: maxRequests, logger: logger}
 }
 
-func (h *scrapeHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	conn := h.connections.connection(r.Context())
-	answer, ok := h.scrape(r, conn)
-	if !ok {
-		http.Error(w, "Limit of concurrent requests reached ("+strconv.Itoa(h.maxRequests)+"), try again later.", http.StatusServiceUnavailable)
-		return
-	}
-	if !conn.hold(answer.body.Cap()) {
-		http.Error(w, "Too many answers wait for clients that don't read them, try again later.", http.StatusServiceUnavailable)
-		return
-	}
-	defer conn.release()
-	if err := answer.write(w); err != nil {
-		level.Debug(h.logger).Log("msg", "the client has gone", "client", r.RemoteAddr, "err", err)
-	}
+// handler has next answer requests, when there is a slot. Their contexts end when a
+// scrape has to.
+func (a *admission) handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn := a.connections.connection(r.Context())
+		answer, ok := a.answer(next, r, conn)
+		if !ok {
+			http.Error(w, "Limit of concurrent requests reached ("+strconv.Itoa(a.maxRequests)+"), try again later.", http.StatusServiceUnavailable)
+			return
+		}
+		if !conn.hold(answer.body.Cap()) {
+			http.Error(w, "Too many answers wait for clients that don't read them, try again later.", http.StatusServiceUnavailable)
+			return
+		}
+		defer conn.release()
+		if err := answer.write(w); err != nil {
+			level.Debug(a.logger).Log("msg", "the client has gone", "client", r.RemoteAddr, "err", err)
+		}
+	})
 }
 
-// scrape returns the answer to a request, unless there is no slot for it.
-func (h *scrapeHandler) scrape(r *http.Request, conn *connection) (*answer, bool) {
+// answer returns the answer to a request, unless there is no slot for it.
+func (a *admission) answer(next http.Handler, r *http.Request, conn *connection) (*answer, bool) {
 	timeout := scrapeTimeout(r.Header)
 	// A client that has sent all it has to say may close its half of the connection,
 	// which net/http takes for a client that has gone (golang.org/issue/18527).
@@ -92,25 +81,33 @@ func (h *scrapeHandler) scrape(r *http.Request, conn *connection) (*answer, bool
 	wait, stop := context.WithTimeout(r.Context(), min(slotWait, timeout/2))
 	defer stop()
 	defer conn.take(clients)
-	if !h.slots.acquire(wait, conn.queue()) {
+	if !a.slots.acquire(wait, conn.queue()) {
 		return nil, false
 	}
-	defer h.slots.release()
+	defer a.slots.release()
 	conn.take(ours)
+	in := &answer{header: make(http.Header)}
+	next.ServeHTTP(in, r.WithContext(ctx))
+	return in, true
+}
 
-	read := h.collector.Read(ctx, r.URL.Query()["name[]"]...)
-	// The page of a node of a thousand network namespaces takes 30 MB to make.
-	h.encoding.Lock()
-	defer h.encoding.Unlock()
-	scrape := prometheus.NewRegistry()
-	scrape.MustRegister(read)
-	a := &answer{header: make(http.Header)}
-	promhttp.HandlerFor(prometheus.Gatherers{h.registry, scrape}, promhttp.HandlerOpts{
-		ErrorLog:          h.errorLog,
-		ErrorHandling:     promhttp.ContinueOnError, // what is wrong with one metric is no reason to show none
-		EnableOpenMetrics: true,
-	}).ServeHTTP(a, r)
-	return a, true
+// metrics answers a scrape with the metrics of registry and those that c reads for it.
+func metrics(registry *prometheus.Registry, c *collector.Collector, logger log.Logger) http.Handler {
+	errorLog := newErrorLog(logger)
+	var encoding sync.Mutex
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		read := c.Read(r.Context(), r.URL.Query()["name[]"]...)
+		// The page of a node of a thousand network namespaces takes 30 MB to make.
+		encoding.Lock()
+		defer encoding.Unlock()
+		scrape := prometheus.NewRegistry()
+		scrape.MustRegister(read)
+		promhttp.HandlerFor(prometheus.Gatherers{registry, scrape}, promhttp.HandlerOpts{
+			ErrorLog:          errorLog,
+			ErrorHandling:     promhttp.ContinueOnError, // what is wrong with one metric is no reason to show none
+			EnableOpenMetrics: true,
+		}).ServeHTTP(w, r)
+	})
 }
 
 // scrapeTimeout returns how long a scrape may read: what Prometheus says it waits,

@@ -39,11 +39,10 @@ func TestBadMetric(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(twice{prometheus.NewDesc("bad_metric", "Twice.", nil, nil)})
 	var logged strings.Builder
-	connections := newConnections(0, log.NewNopLogger())
-	h := newScrapeHandler(1, registry, c, connections, log.NewLogfmtLogger(&logged))
-	answer, ok := h.scrape(httptest.NewRequest(http.MethodGet, "/metrics", nil), connections.connection(t.Context()))
-	if page := answer.body.String(); !ok || answer.status != 0 || !strings.Contains(page, "\ntcp_connections{") || !strings.Contains(page, "\nkernel_file_handles ") {
-		t.Errorf("%d\n%s", answer.status, page)
+	answer := httptest.NewRecorder()
+	metrics(registry, c, log.NewLogfmtLogger(&logged)).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if page := answer.Body.String(); answer.Code != http.StatusOK || !strings.Contains(page, "\ntcp_connections{") || !strings.Contains(page, "\nkernel_file_handles ") {
+		t.Errorf("%d\n%s", answer.Code, page)
 	}
 	if !strings.Contains(logged.String(), "bad_metric") {
 		t.Errorf("logged: %s", &logged)

@@ -31,6 +31,7 @@ const name = "timewait_exporter"
 type config struct {
 	web            *web.FlagConfig
 	telemetryPath  string
+	pages          bool
 	maxRequests    int
 	maxConnections int
 	logLevel       string
@@ -91,7 +92,9 @@ func newFlags() (*kingpin.Application, *config) {
 	cfg := &config{web: kingpinflag.AddFlags(app, ":10793")}
 	app.Flag("web.telemetry-path", "Path under which to expose metrics.").
 		Default("/metrics").StringVar(&cfg.telemetryPath)
-	number(app, "web.max-requests", "Maximum number of parallel scrapes; one more waits up to a second. 0 for no limit.",
+	app.Flag("web.report", "Show at / what is wrong now, as the command report says it, and serve it at /report.json. Without, / has links alone.").
+		Default("true").BoolVar(&cfg.pages)
+	number(app, "web.max-requests", "Maximum number of parallel scrapes and reports; one more waits up to a second. 0 for no limit.",
 		&cfg.maxRequests, "40", 1<<20)
 	number(app, "web.max-connections", "Maximum number of open connections; the one that has been idle for longest is closed for one more. 0 for no limit.",
 		&cfg.maxConnections, "512", 1<<20)
@@ -142,7 +145,7 @@ func (c *config) check() error {
 		}
 	}
 	if p := c.telemetryPath; !telemetryPath.MatchString(p) || path.Clean(p) != p ||
-		strings.HasPrefix(p, "/-/") || strings.HasPrefix(p, runbooks.Path) {
+		strings.HasPrefix(p, "/-/") || strings.HasPrefix(p, runbooks.Path) || slices.Contains(reportPaths(), p) {
 		return fmt.Errorf("--web.telemetry-path: %q is not a path such as /metrics", p)
 	}
 	if err := inTime(func() error { return checkWebConfig(*c.web.WebConfigFile) }); err != nil {

@@ -212,19 +212,25 @@ func look(ctx context.Context, cfg *config) (*diagnosis.Facts, error) {
 	if err != nil {
 		return nil, err
 	}
+	facts := now(ctx, hostname(cfg.collector.ProcRoot), c)
+	facts.Assumed = assumed(cfg)
+	if port := uint16(cfg.report.listen); port != 0 {
+		facts.Listen, err = holders(ctx, cfg, port)
+	}
+	return facts, err
+}
+
+// now takes the facts of this moment.
+func now(ctx context.Context, host string, c *collector.Collector) *diagnosis.Facts {
 	facts := &diagnosis.Facts{
-		Host: hostname(cfg.collector.ProcRoot), Taken: time.Now().UTC().Truncate(time.Second), Input: diagnosis.Input{Kind: "live"},
-		Assumed: assumed(cfg),
+		Host: host, Taken: time.Now().UTC().Truncate(time.Second), Input: diagnosis.Input{Kind: "live"},
 	}
 	ns, node := c.Snapshot(ctx)
 	facts.Namespaces, facts.Node = []*snapshot.Namespace{ns}, node
 	if node.Namespaces != nil {
 		facts.Namespaces = append(facts.Namespaces, node.Namespaces.Others...)
 	}
-	if port := uint16(cfg.report.listen); port != 0 {
-		facts.Listen, err = holders(ctx, cfg, port)
-	}
-	return facts, err
+	return facts
 }
 
 // hostname is what the machine calls itself, as far as proc, a mount of the proc file system

@@ -31,21 +31,6 @@ type server struct {
 }
 
 func newServer(cfg *config, registry *prometheus.Registry, c *collector.Collector, logger log.Logger) (*server, error) {
-	landing, err := web.NewLandingPage(web.LandingConfig{
-		Name:        name,
-		Description: "Prometheus exporter for TCP connections, TIME_WAIT and ephemeral ports",
-		Version:     version.Info(),
-		Profiling:   "false",
-		Links: []web.LandingLinks{
-			{Address: cfg.telemetryPath, Text: "Metrics"},
-			{Address: runbooks.Path, Text: "Runbooks"},
-			{Address: "/-/healthy", Text: "Health"},
-			{Address: "/-/ready", Text: "Readiness"},
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
 	books, err := runbooks.Handler()
 	if err != nil {
 		return nil, err
@@ -53,8 +38,17 @@ func newServer(cfg *config, registry *prometheus.Registry, c *collector.Collecto
 	s := &server{}
 	conns := newConnections(cfg.maxConnections, logger)
 	mux := http.NewServeMux()
-	mux.Handle("/{$}", landing)
-	mux.Handle(cfg.telemetryPath, promhttp.InstrumentMetricHandler(registry, newScrapeHandler(cfg.maxRequests, registry, c, conns, logger)))
+	admitted := newAdmission(cfg.maxRequests, conns, logger)
+	mux.Handle(cfg.telemetryPath, promhttp.InstrumentMetricHandler(registry, admitted.handler(metrics(registry, c, logger))))
+	if cfg.pages {
+		newPages(cfg, c).serve(mux, admitted)
+	} else {
+		landing, err := newLanding(cfg)
+		if err != nil {
+			return nil, err
+		}
+		mux.Handle("/{$}", landing)
+	}
 	mux.Handle(runbooks.Path, books)
 	mux.HandleFunc("/-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "healthy", http.StatusOK)
@@ -83,6 +77,27 @@ func newServer(cfg *config, registry *prometheus.Registry, c *collector.Collecto
 		MaxHeaderBytes:               16 << 10,
 	}
 	return s, nil
+}
+
+// links are the other pages.
+func links(cfg *config) []web.LandingLinks {
+	return []web.LandingLinks{
+		{Address: cfg.telemetryPath, Text: "Metrics"},
+		{Address: runbooks.Path, Text: "Runbooks"},
+		{Address: "/-/healthy", Text: "Health"},
+		{Address: "/-/ready", Text: "Readiness"},
+	}
+}
+
+// newLanding returns the page of links alone.
+func newLanding(cfg *config) (http.Handler, error) {
+	return web.NewLandingPage(web.LandingConfig{
+		Name:        name,
+		Description: "Prometheus exporter for TCP connections, TIME_WAIT and ephemeral ports",
+		Version:     version.Info(),
+		Profiling:   "false",
+		Links:       links(cfg),
+	})
 }
 
 // serve answers requests until ctx is done.

@@ -50,8 +50,14 @@ func hangingTable(t *testing.T) (root string, table *os.File) {
 const oneListener = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode                                                     \n" +
 	"   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0                       \n"
 
-// TestMaxRequests has more scrapes waiting than the program may hold.
+// TestMaxRequests has more requests that read the kernel waiting than the program may hold.
 func TestMaxRequests(t *testing.T) {
+	for _, path := range []string{"/metrics", "/", "/report.json"} {
+		t.Run(path, func(t *testing.T) { testMaxRequests(t, path) })
+	}
+}
+
+func testMaxRequests(t *testing.T, path string) {
 	netns.Run(t, func(t *testing.T) {
 		root, table := hangingTable(t)
 		e := startExporter(t, "--path.procfs="+root, "--web.max-requests=1")
@@ -64,12 +70,12 @@ func TestMaxRequests(t *testing.T) {
 			first <- err
 		}()
 		time.Sleep(500 * time.Millisecond) // for it to wait
-		response, body, err := e.get("/metrics", nil)
+		response, body, err := e.get(path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if response.StatusCode != http.StatusServiceUnavailable {
-			t.Errorf("the second scrape: %s, want 503\n%s", response.Status, body)
+			t.Errorf("the second request: %s, want 503\n%s", response.Status, body)
 		}
 		if response, _, err := e.get("/-/healthy", nil); err != nil || response.StatusCode != http.StatusOK {
 			t.Errorf("/-/healthy while a scrape waits: %v, %v", response, err)
@@ -128,13 +134,15 @@ func TestWebConfig(t *testing.T) {
 			"https://": http.StatusUnauthorized, "https://prometheus:wrong@": http.StatusUnauthorized, "https://prometheus:secret@": http.StatusOK,
 			"http://prometheus:secret@": http.StatusBadRequest,
 		} {
-			response, err := client.Get(user + hostileAddress + "/metrics")
-			if err != nil {
-				t.Fatal(err)
-			}
-			response.Body.Close()
-			if response.StatusCode != want {
-				t.Errorf("%s: %s, want %d", user, response.Status, want)
+			for _, path := range []string{"/metrics", "/", "/report.json"} {
+				response, err := client.Get(user + hostileAddress + path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				response.Body.Close()
+				if response.StatusCode != want {
+					t.Errorf("%s, %s: %s, want %d", user, path, response.Status, want)
+				}
 			}
 		}
 	})

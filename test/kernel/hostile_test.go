@@ -134,6 +134,7 @@ func TestHostileClients(t *testing.T) {
 		"idle_with_TLS":         {700, true, func(net.Conn) {}},
 		"say_nothing":           {1500, false, func(net.Conn) {}},
 		"send_half_a_request":   {1500, false, send(get)},
+		"do_not_read_a_report":  {300, false, send(strings.Repeat("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 100))},
 		"do_not_read_a_runbook": {1000, false, send(strings.Repeat("GET /runbooks/TCPSynFlood HTTP/1.1\r\nHost: a\r\n\r\n", 100))},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -254,7 +255,7 @@ func TestOnlyReading(t *testing.T) {
 		f := func(request, status string) {
 			all.Go(func() { try(request, status) })
 		}
-		for _, path := range []string{"/metrics", "/", "/-/healthy", "/no/such/path"} {
+		for _, path := range []string{"/metrics", "/", "/report.json", "/report.js", "/-/healthy", "/no/such/path"} {
 			for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get"} {
 				f(method+" "+path+" HTTP/1.1\r\nHost: a\r\n\r\n", "405 ")
 			}
