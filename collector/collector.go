@@ -80,11 +80,16 @@ func (c *Collector) Snapshot(ctx context.Context) (*snapshot.Namespace, *snapsho
 // those of the sysctls that did not fail; why is in the log. Where names are given and none of
 // these metrics comes from the table of sockets, no table is read.
 func (c *Collector) Read(ctx context.Context, names ...string) prometheus.Collector {
-	return read(samplesOf(c.scrape(ctx, len(names) == 0 || slices.ContainsFunc(names, isOfTable))))
+	ns, node := c.scrape(ctx, len(names) == 0 || slices.ContainsFunc(names, isOfTable))
+	return read{ns, node}
 }
 
-// read is the samples of one scrape.
-type read []prometheus.Metric
+// read is what one scrape has read. It becomes samples only when these are collected: they
+// take much more memory.
+type read struct {
+	ns   *snapshot.Namespace
+	node *snapshot.Node
+}
 
 // Describe implements prometheus.Collector.
 func (read) Describe(ch chan<- *prometheus.Desc) {
@@ -95,7 +100,7 @@ func (read) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (r read) Collect(ch chan<- prometheus.Metric) {
-	for _, m := range r {
+	for _, m := range samplesOf(r.ns, r.node) {
 		ch <- m
 	}
 }

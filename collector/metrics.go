@@ -22,14 +22,20 @@ type Metric struct {
 	Help   string
 
 	desc    *prometheus.Desc
+	sorted  []int   // the places of Labels in order of their names
 	numbers numbers // of the kernel, exported as they are
 	unit    float64 // of these
 	ofEach  bool    // they are read of every network namespace
 }
 
 func newMetric(name, kind, source, help string, labels ...string) *Metric {
+	sorted := make([]int, len(labels))
+	for i := range sorted {
+		sorted[i] = i
+	}
+	slices.SortFunc(sorted, func(a, b int) int { return cmp.Compare(labels[a], labels[b]) })
 	return &Metric{Name: name, Type: kind, Labels: labels, Source: source, Help: help,
-		desc: prometheus.NewDesc(name, help, labels, nil)}
+		desc: prometheus.NewDesc(name, help, labels, nil), sorted: sorted}
 }
 
 // numbers are those of the kernel that are the samples of a metric, by the value of its
@@ -116,7 +122,7 @@ var (
 		"Distinct remote IPs, or blocks of them when remotes are folded into blocks; those in remote groups too.",
 		"netns", "direction")
 	remoteTopShare = newMetric("tcp_remote_top_share_ratio", "gauge", fromTable,
-		"Share of the connections in a state that the one remote IP, or remote group, with most of them holds. 0 when there are none.",
+		"Share of the connections in a state that the one remote IP, or remote group, with most of them holds. 0 when there are none. Of further network namespaces only what is more than half.",
 		"netns", "direction", "state")
 	ephemeralPorts = newMetric("tcp_ephemeral_ports", "gauge", "ip_local_port_range, ip_local_reserved_ports",
 		"Size of the ephemeral pool: the ports of the local port range that are not reserved.",

@@ -179,14 +179,14 @@ func threadTime() time.Duration {
 }
 
 // order returns whose table is to be read next: urgent ones, then those that have
-// changed, then the others; of each those first that were read longest ago. One of those
-// that have changed comes second, or first every other time, however many are urgent.
+// changed, then the others; of each those first that were read longest ago. Every third is
+// not urgent, however many are, and over three rounds each place is the third.
 func (s *namespaces) order(all []*view, now time.Time) []*view {
 	classes := make(map[*view]int, len(all))
 	for _, v := range all {
 		classes[v] = v.class(s.pool, now)
 	}
-	order := slices.SortedFunc(slices.Values(all), func(a, b *view) int {
+	sorted := slices.SortedFunc(slices.Values(all), func(a, b *view) int {
 		return cmp.Or(
 			cmp.Compare(classes[a], classes[b]),
 			cmp.Compare(a.turn, b.turn),
@@ -194,13 +194,20 @@ func (s *namespaces) order(all []*view, now time.Time) []*view {
 			cmp.Compare(a.Name, b.Name),
 		)
 	})
-	second := slices.IndexFunc(order, func(v *view) bool { return classes[v] == changed })
-	if second > 0 {
-		at := s.rounds % 2
-		v := order[second]
-		order = slices.Insert(slices.Delete(order, second, second+1), at, v)
+	first := slices.IndexFunc(sorted, func(v *view) bool { return classes[v] != urgent })
+	if first < 0 {
+		return sorted
 	}
-	return order
+	hurry, rest := sorted[:first], sorted[first:]
+	order := make([]*view, 0, len(all))
+	for i := s.rounds; len(hurry) > 0 && len(rest) > 0; i++ {
+		if i%3 == 0 {
+			order, rest = append(order, rest[0]), rest[1:]
+		} else {
+			order, hurry = append(order, hurry[0]), hurry[1:]
+		}
+	}
+	return slices.Concat(order, hurry, rest)
 }
 
 // The classes of namespaces by how much their tables are to be read.

@@ -1,7 +1,12 @@
 package collector
 
 import (
+	"fmt"
+	"iter"
+	"net/netip"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,12 +63,14 @@ func TestOrder(t *testing.T) {
 			t.Errorf("round %d:\n%q, want\n%q", rounds, got, want)
 		}
 	}
-	urgent := []string{"leaks", "half full, and connects", "grows", "full"}
 	rest := []string{"unseen, few", "unchanged for long", "changed", "changed lately", "unchanged", "only conntrack"}
-	f(10, slices.Concat([]string{"unseen, more", "unseen, many"}, urgent, rest)...)
-	f(11, slices.Concat([]string{"unseen, many", "unseen, more"}, urgent, rest)...)
-	all = all[:1]
-	f(12, "unchanged")
+	f(1, slices.Concat([]string{"unseen, many", "leaks", "unseen, more", "half full, and connects", "grows"}, rest[:1], []string{"full"}, rest[1:])...)
+	f(2, slices.Concat([]string{"unseen, many", "unseen, more", "leaks", "half full, and connects"}, rest[:1], []string{"grows", "full"}, rest[1:])...)
+	f(3, slices.Concat([]string{"unseen, more", "unseen, many", "leaks"}, rest[:1], []string{"half full, and connects", "grows"}, rest[1:2], []string{"full"}, rest[2:])...)
+	all = all[7:9]
+	f(3, "unseen, many", "full")
+	all = all[:0]
+	f(3)
 }
 
 // TestPoolOfOthers has ports outside of the pool that is assumed: of listeners and of
@@ -190,4 +197,76 @@ func TestNAT(t *testing.T) {
 	cfg.NATPorts = 0
 	scrapeOf(t, cfg).wantNone(t, "tcp_node_destination_connections")
 	f(100, 0.03)
+}
+
+// TestManyNamespaces bounds the page and the memory of a node of many network namespaces,
+// each with a thousand destinations.
+func TestManyNamespaces(t *testing.T) {
+	s := newOthers(t)
+	f := func(namespaces, lines int, memory uint64) {
+		t.Helper()
+		before := heap()
+		var all []*view
+		for i := range namespaces {
+			v := looked(fmt.Sprintf("namespace-%d/pod-%d", i%20, i), s.rounds, 0, 0, 0)
+			for _, n := range numbersOfEach() {
+				v.kernel[n] = uint64(i)
+			}
+			if err := s.tally.Count(busyPod(i), s.pool, nil); err != nil {
+				t.Fatal(err)
+			}
+			v.sockets = s.tally.Snapshot(s.table.limits())
+			v.sockets.HeldPorts = nil
+			v.memory = s.tally.Remember()
+			all = append(all, v)
+		}
+		var out snapshot.Namespaces
+		s.describe(&out, all)
+		host := &snapshot.Namespace{Name: "host"}
+		p := gather(t, read{host, &snapshot.Node{Namespaces: &out}})
+		used, n := (heap()-before)>>20, strings.Count(p.text(t), "\n")
+		t.Logf("%d namespaces: %d lines, %d MiB", namespaces, n, used)
+		if used > memory || n > lines {
+			t.Errorf("%d MiB and %d lines are allowed", memory, lines)
+		}
+		if got, want := p.sum("tcp_remote_connections"), float64(namespaces*1250); got != want {
+			t.Errorf("%v connections by remote, want %v", got, want)
+		}
+		if n := len(p.family("tcp_destination_port_utilisation_ratio")); n != s.table.cfg.Destinations {
+			t.Errorf("%d destinations are named", n)
+		}
+		runtime.KeepAlive(all)
+	}
+	f(200, 12_000, 16)
+	f(1000, 50_000, 64)
+}
+
+// busyPod has the rows of a pod with two listeners, 250 clients and 1000 destinations.
+func busyPod(i int) iter.Seq2[tcptable.Socket, error] {
+	at := func(net, host int, port uint16) tcptable.Endpoint {
+		return tcptable.Endpoint{Addr: netip.AddrFrom4([4]byte{10, byte(net), byte(host >> 8), byte(host)}).As16(), Port: port}
+	}
+	return func(yield func(tcptable.Socket, error) bool) {
+		row := tcptable.Socket{State: tcptable.Listen}
+		for _, port := range []uint16{8080, 9090} {
+			row.Local.Port = port
+			_ = yield(row, nil)
+		}
+		out := []tcptable.State{tcptable.Established, tcptable.TimeWait, tcptable.TimeWait, tcptable.CloseWait, tcptable.FinWait2, tcptable.SynSent}
+		for n := range 1000 {
+			row := tcptable.Socket{State: out[n%len(out)], Local: at(0, i, uint16(33_000+n)), Remote: at(1+i%4, n+i, 443), Inode: 1}
+			_ = yield(row, nil)
+		}
+		for n := range 250 {
+			row := tcptable.Socket{State: out[n%4], Local: at(0, i, []uint16{8080, 9090}[n%2]), Remote: at(9, n, 40_000), Inode: 1}
+			_ = yield(row, nil)
+		}
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }

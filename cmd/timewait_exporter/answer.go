@@ -97,7 +97,7 @@ func metrics(registry *prometheus.Registry, c *collector.Collector, logger log.L
 	var encoding sync.Mutex
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		read := c.Read(r.Context(), r.URL.Query()["name[]"]...)
-		// The page of a node of a thousand network namespaces takes 30 MB to make.
+		// The page of a node of a thousand network namespaces takes 20 MB to make.
 		encoding.Lock()
 		defer encoding.Unlock()
 		scrape := prometheus.NewRegistry()
