@@ -177,8 +177,10 @@ const unknownInode = 1
 // details reads what follows the addresses, on the line or on the next.
 func (p *ssParser) details(line string, fields []string) {
 	r := &p.row
-	if m := ssUser.FindStringSubmatch(line); m != nil {
-		r.owner = fmt.Sprintf("%s (pid %s)", m[1], m[2])
+	if strings.Contains(line, "users:((") {
+		if m := ssUser.FindStringSubmatch(line); m != nil {
+			r.owner = fmt.Sprintf("%s (pid %s)", m[1], m[2])
+		}
 	}
 	for _, field := range fields {
 		name, value, ok := strings.Cut(field, ":")

@@ -72,6 +72,14 @@ func (l *look) parts() {
 			l.skip(part.Name, fmt.Sprintf("not read: %v", part.Err))
 		}
 	}
+	if others := l.others(); others != nil {
+		if others.Denied > 0 {
+			l.skip("namespaces", fmt.Sprintf("%d network namespaces can't be read", others.Denied))
+		}
+		if !others.HostVisible {
+			l.skip("host", "the host's processes can't be seen from here: there may be more network namespaces")
+		}
+	}
 	switch l.ns.Sysctls {
 	case snapshot.SysctlsOther:
 		l.skip("sysctls", "those that can be read here are of another network namespace")
@@ -84,9 +92,18 @@ func (l *look) parts() {
 	}
 }
 
+// others are the network namespaces beside the own one, told of once.
+func (l *look) others() *snapshot.Namespaces {
+	if l.node == nil || l.ns != l.facts.Namespaces[0] {
+		return nil
+	}
+	return l.node.Namespaces
+}
+
 // notYet is what one look can't tell.
 func (l *look) notYet() {
 	if l.ns.Sockets == nil {
+		l.skip("sockets", "this network namespace's table was not read")
 		return
 	}
 	l.ownersNotKnown()
@@ -98,7 +115,7 @@ func (l *look) notYet() {
 // unknown says that a limit is not known, and why it is not on a live machine.
 func (l *look) unknown(check, reason string) {
 	if l.report.Input.Kind != "live" {
-		reason = "its limit is not in the input"
+		reason = "not in the input"
 	}
 	l.skip(check, reason)
 }

@@ -29,7 +29,7 @@ import (
 const (
 	reportCommand = "report"
 	stdinPath     = "/dev/stdin"
-	// lookTimeout is how long a report may take to look.
+	// lookTimeout is how long a look at a machine may take.
 	lookTimeout = time.Minute
 )
 
@@ -38,6 +38,7 @@ type reportConfig struct {
 	path          string // "" for this machine
 	format, color string
 	suppress, set []string
+	netns         []string
 	listen        int // 0 if nobody asks
 	sourceIsGiven bool
 	daemonOnly    map[string]*bool // flags that only serving has, and whether they are given
@@ -51,6 +52,8 @@ func addReport(app *kingpin.Application) *reportConfig {
 	choice(c, "format", "What to write. One of: [text, json]", &r.format, "text", "json")
 	choice(c, "color", "Whether the text has colors; auto is on a terminal and without NO_COLOR in the environment. One of: [auto, always, never]",
 		&r.color, "auto", "always", "never")
+	c.Flag("netns", "Look at the network namespaces of these names alone, of all there are. Repeatable.").
+		PlaceHolder("NAME").StringsVar(&r.netns)
 	c.Flag("suppress", "Leave out findings of this code, or of this code about this subject; * is any text. Repeatable.").
 		PlaceHolder("CODE[=SUBJECT]").StringsVar(&r.suppress)
 	c.Flag("set", "What if: take this sysctl for set so, as net.ipv4.ip_local_port_range=\"1024 65535\" or net.ipv4.tcp_tw_reuse=1. Repeatable.").
@@ -92,8 +95,13 @@ func (c *config) checkReport() error {
 		c.collector.Set[key] = value
 	}
 	if c.report.path != "" {
+		if len(c.report.netns) > 0 {
+			return errors.New("--netns: what was captured is one network namespace")
+		}
 		return nil
 	}
+	c.collector.AllNamespaces = c.collector.AllNamespaces || len(c.report.netns) > 0
+	c.collector.Budget = lookTimeout // a look is one, and not a scrape of many
 	if !c.report.sourceIsGiven {
 		c.collector.Source = collector.SourceAuto // it knows more
 	}
@@ -106,8 +114,6 @@ func report(ctx context.Context, cfg *config, stdin io.Reader, stdout, stderr io
 		fmt.Fprintf(stderr, "%s: error: %s\n", name, oneLine(err.Error()))
 		return diagnosis.Unknown.ExitCode()
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
-	defer cancel()
 	facts, err := factsOf(ctx, cfg, stdin)
 	if err != nil {
 		return fail(err)
@@ -199,6 +205,28 @@ func lookAtCopy(ctx context.Context, cfg *config, path string) (*diagnosis.Facts
 	return facts, nil
 }
 
+// keepNamed leaves only the network namespaces of these names, if there are any.
+func keepNamed(facts *diagnosis.Facts, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	var have []string
+	var named []*snapshot.Namespace
+	for _, ns := range facts.Namespaces {
+		have = append(have, ns.Name)
+		if slices.Contains(names, ns.Name) {
+			named = append(named, ns)
+		}
+	}
+	for _, name := range names {
+		if !slices.Contains(have, name) {
+			return fmt.Errorf("--netns: there is no %q, but %s", name, strings.Join(have[:min(len(have), 10)], ", "))
+		}
+	}
+	facts.Namespaces = named
+	return nil
+}
+
 func assumed(cfg *config) (all []string) {
 	for _, key := range slices.Sorted(maps.Keys(cfg.collector.Set)) {
 		all = append(all, key+" = "+cfg.collector.Set[key])
@@ -208,12 +236,17 @@ func assumed(cfg *config) (all []string) {
 
 // look takes the facts of this machine, or of a copy of its proc file system.
 func look(ctx context.Context, cfg *config) (*diagnosis.Facts, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	c, err := collector.New(ctx, cfg.collector, log.NewNopLogger())
 	if err != nil {
 		return nil, err
 	}
 	facts := now(ctx, hostname(cfg.collector.ProcRoot), c)
 	facts.Assumed = assumed(cfg)
+	if err := keepNamed(facts, cfg.report.netns); err != nil {
+		return nil, err
+	}
 	if port := uint16(cfg.report.listen); port != 0 {
 		facts.Listen, err = holders(ctx, cfg, port)
 	}
