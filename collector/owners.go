@@ -66,21 +66,29 @@ func findOwners(ctx context.Context, cfg Config, hasDiag bool, t *table, logger 
 	return o, source
 }
 
-// read returns the owners of the sockets of a walk, which it puts back.
+// read returns the owners of the sockets of a walk, whose walker is put back. It does not wait
+// longer than smallTimeout for what hangs.
 func (o *owners) read(ctx context.Context, w *walked) (*snapshot.Owners, error) {
 	if w == nil {
 		return nil, errors.New("the socket table was not read")
 	}
-	defer o.table.walkers.put(w.walker)
-	select {
-	case state := <-o.state:
-		defer o.state.put(state)
-		found, err := state.read(ctx, w, o.logger)
-		o.table.ages.Store(err != nil || w.tally.HasCloseWaits())
-		return found, err
-	default:
-		return nil, errors.New("an earlier read has not returned")
+	if err := o.hung.check(); err != nil {
+		o.table.walkers.put(w.walker)
+		return nil, err
 	}
+	found, _, err := begin(ctx, smallTimeout, &o.hung, func(ctx context.Context) (*snapshot.Owners, error) {
+		defer o.table.walkers.put(w.walker)
+		select {
+		case state := <-o.state:
+			defer o.state.put(state)
+			found, err := state.read(ctx, w, o.logger)
+			o.table.ages.Store(err != nil || w.tally.HasCloseWaits())
+			return found, err
+		default:
+			return nil, errors.New("an earlier read has not returned")
+		}
+	}).wait(ctx)
+	return found, err
 }
 
 func (s *ownership) read(ctx context.Context, w *walked, logger log.Logger) (*snapshot.Owners, error) {

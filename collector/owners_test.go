@@ -286,10 +286,16 @@ func TestOwnersFail(t *testing.T) {
 	if len(c.table.walkers) != 1 {
 		t.Errorf("%d walkers are spare, want 1", len(c.table.walkers))
 	}
+	c.owners.hung.calls = maxHung // nor is another one tried
+	gather(t, c.Read(t.Context())).want(t, 0, "timewait_exporter_collector_success", "collector", "owners")
+	if len(c.table.walkers) != 1 {
+		t.Errorf("%d walkers are spare, want 1", len(c.table.walkers))
+	}
+	c.owners.hung.calls = 0
 	c.owners.state.put(state)
 	gather(t, c.Read(t.Context())).want(t, 1, "timewait_exporter_collector_success", "collector", "owners")
 
-	logged.want(t, "owners of sockets", "reading the socket table", "earlier read has not returned")
+	logged.want(t, "owners of sockets", "reading the socket table", "earlier read has not returned", "have not returned")
 	for _, err := range []error{nil, os.ErrPermission, os.ErrPermission, nil, os.ErrPermission} {
 		state.tell(err, log.NewLogfmtLogger(&logged))
 	}

@@ -139,7 +139,7 @@ func (s *scraper) newRound(ctx context.Context, ends time.Time, tables bool) *ro
 		r.done = append(r.done, r.sockets.done)
 	}
 	if tables && s.owners != nil {
-		r.owners = begin(ctx, maxReading, &s.owners.hung, func(ctx context.Context) (*snapshot.Owners, error) {
+		r.owners = begin(ctx, maxReading, new(hung), func(ctx context.Context) (*snapshot.Owners, error) {
 			return s.owners.read(ctx, r.sockets.result())
 		})
 		r.done = append(r.done, r.owners.done)
