@@ -118,7 +118,7 @@ func newFlags() (*kingpin.Application, *config) {
 		&cfg.collector.NATPorts, "0", 1<<30)
 	number(app, "collector.remotes", "Number of remote IPs with series of their own, those with most connections.",
 		&cfg.collector.Remotes, "50", maxSeries)
-	number(app, "collector.destinations", "Number of destinations with series of their own, those with most of the ephemeral ports gone, a quarter of them those with most held.",
+	number(app, "collector.destinations", "Number of destinations with series of their own, those with most of the ephemeral ports gone, a quarter of them those with most held, and up to a quarter those that do not answer.",
 		&cfg.collector.Destinations, "20", maxSeries)
 	number(app, "collector.listeners", "Number of listening ports with series of their own, those with most connections.",
 		&cfg.collector.Listeners, "50", maxSeries)
