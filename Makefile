@@ -30,7 +30,7 @@ PROMETHEUS_TAGS := remove_all_sd,enable_kubernetes_sd
 RULES           := $(wildcard deploy/prometheus/timewait_exporter.*.yml)
 RULE_TESTS      := $(wildcard deploy/prometheus/tests/*.yml)
 
-.PHONY: all build test lint fuzz tools e2e e2e-tools rules deploy-test dashboards docs chart bench fleet release clean
+.PHONY: all build test lint fuzz tools e2e e2e-tools rules deploy-test dashboards docs chart bench soak fleet release clean
 
 all: lint test build
 
@@ -143,6 +143,12 @@ chart:
 	rm -f deploy/helm/timewait-exporter/files/*
 	ln -sr deploy/prometheus/timewait_exporter.*.yml dashboards/*.json deploy/helm/timewait-exporter/files/
 	go -C test/deploy/kubernetes test -vet=off -count=1 -run '^TestManifests$$' . -update
+
+# Network namespaces that come and go, twenty a second, under scrapes: no error, and no files
+# or memory that stay.
+SOAK ?= 10m
+soak:
+	SOAK=$(SOAK) go -C test test -v -count=1 -timeout 1h -run '^TestNamespacesSoak$$' ./kernel
 
 # What 1,000 simulated hosts cost a Prometheus.
 fleet: e2e-tools

@@ -36,7 +36,10 @@ func buildAndRun(m *testing.M, checkout string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // it is below the temporary directory
+	defer os.RemoveAll(dir)                      //nolint:errcheck // it is below the temporary directory
+	if err := os.Chmod(dir, 0o755); err != nil { // other users run it too
+		return 0, err
+	}
 	path, err := Build(context.Background(), checkout, dir)
 	if err != nil {
 		return 0, err
