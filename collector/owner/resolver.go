@@ -192,11 +192,13 @@ func (r *Resolver) Update(now time.Time, ids iter.Seq[uint64]) error {
 // ask remembers that ids were asked for.
 func (r *Resolver) ask(now time.Time, ids iter.Seq[uint64]) error {
 	var full error
+	madeRoom := false
 	for id := range ids {
 		n := r.names[id]
 		if n == nil {
-			for age := keep; len(r.names) >= maxNames && age > 0; age /= 2 {
-				r.forget(now, age)
+			if len(r.names) >= maxNames && !madeRoom {
+				r.makeRoom(now)
+				madeRoom = true
 			}
 			if len(r.names) >= maxNames {
 				full = fmt.Errorf("sockets are of more than %d cgroups: the owners of the others are unknown", maxNames)
@@ -214,6 +216,14 @@ func (r *Resolver) ask(now time.Time, ids iter.Seq[uint64]) error {
 		}
 	}
 	return full
+}
+
+// makeRoom forgets those that were not asked for lately, a quarter of all if there are so
+// many.
+func (r *Resolver) makeRoom(now time.Time) {
+	for age := keep / 2; len(r.names) > maxNames*3/4 && age > time.Second; age /= 2 {
+		r.forget(now, age)
+	}
 }
 
 func (r *Resolver) forget(now time.Time, age time.Duration) {

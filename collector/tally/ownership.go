@@ -27,6 +27,8 @@ type Owners struct {
 
 	seed  maphash.Seed
 	ports map[uint16]portOwner
+	// listening is those of the walk under way.
+	listening map[uint16]portOwner
 
 	seen, before []sighting // by cookie
 
@@ -36,7 +38,7 @@ type Owners struct {
 // NewOwners returns Owners that tell so many of them one by one.
 func NewOwners(limit int) *Owners {
 	return &Owners{
-		limit: limit, begun: time.Now(), seed: maphash.MakeSeed(), ports: make(map[uint16]portOwner),
+		limit: limit, begun: time.Now(), seed: maphash.MakeSeed(), ports: make(map[uint16]portOwner), listening: make(map[uint16]portOwner),
 		closers: closers{destinations: make(map[triple]*goneSockets)},
 	}
 }
@@ -120,12 +122,14 @@ func reconcile(owners []*owning, unknown *owning, sockets *snapshot.Sockets) {
 			for _, w := range all {
 				known += w.Connections[d][state]
 			}
-			for known > walked {
-				most := slices.MaxFunc(all, func(a, b *owning) int {
-					return cmp.Compare(a.Connections[d][state], b.Connections[d][state])
+			if known > walked {
+				slices.SortStableFunc(all, func(a, b *owning) int {
+					return cmp.Compare(b.Connections[d][state], a.Connections[d][state])
 				})
-				n := min(known-walked, most.Connections[d][state])
-				most.Connections[d][state] -= n
+			}
+			for i := 0; known > walked; i++ {
+				n := min(known-walked, all[i].Connections[d][state])
+				all[i].Connections[d][state] -= n
 				known -= n
 			}
 			unknown.Connections[d][state] += walked - known
@@ -183,21 +187,21 @@ func listenerOwners(sockets *snapshot.Sockets, names Names) (all []snapshot.List
 
 // portOwner is whose the listeners of a port are, or were at the last walk that had any.
 type portOwner struct {
-	name     string // empty if there are several
-	sockets  uint64 // tells the endpoints and their cgroups from all others
-	seen     time.Time
-	changed  time.Time // the last time that it was another's
-	endpoint map[tcptable.Endpoint]string
+	name    string // empty if there are several
+	sockets uint64 // tells the endpoints and their cgroups from all others
+	seen    time.Time
+	changed time.Time // the last time that it was another's
 }
 
-// addMinis counts minisocks and half-open connections, which have no cgroup, for the owner of their
-// listener.
+// addMinis counts minisocks and half-open connections, which have no cgroup, for the owner of
+// their listener.
 func (o *Owners) addMinis(now time.Time, t *Tally, names Names, of func(string) *owning) {
 	lasts := kernelstat.TimeWaitLength
 	if t.pool != nil {
 		lasts = max(lasts, t.pool.TimeWait)
 	}
-	o.notePorts(now, lasts, t.acceptQueues(), names)
+	queues := t.acceptQueues()
+	o.notePorts(now, lasts, queues, names)
 	add := func(name string, port portOwner, minis *snapshot.States) {
 		for state, n := range minis {
 			// A half-open connection ends with its listener.
@@ -207,74 +211,91 @@ func (o *Owners) addMinis(now time.Time, t *Tally, names Names, of func(string) 
 		}
 	}
 	for number, l := range t.listenerPorts {
-		if port, ok := o.ports[number]; ok && port.seen.Equal(now) && port.name != "" {
+		if port := o.ports[number]; port.seen.Equal(now) && port.name != "" && l.minis != (snapshot.States{}) {
 			add(port.name, port, &l.minis)
 		}
 	}
+	if len(t.sharedMinis) == 0 {
+		return
+	}
+	endpoints := o.sharedEndpoints(now, queues, names)
 	for at, states := range t.sharedMinis {
-		port, ok := o.ports[at.local.Port]
-		if !ok || !port.seen.Equal(now) || port.name != "" {
-			continue
-		}
-		if name := port.at(at); name != "" {
-			add(name, port, &states)
+		if name := ownerAt(at, endpoints); name != "" {
+			add(name, o.ports[at.local.Port], &states)
 		}
 	}
 }
 
-// at returns the owner of the listener that takes what comes to an endpoint, if it is one:
-// that of the address goes before that of all.
-func (p *portOwner) at(to sharedEndpoint) string {
+// ownerAt returns the owner of the listener that takes what comes to an endpoint, if it is
+// one: that of the address goes before that of all.
+func ownerAt(to sharedEndpoint, endpoints map[tcptable.Endpoint]string) string {
 	any4 := tcptable.Endpoint{Addr: anyAddr(snapshot.IPv4), Port: to.local.Port}
 	any6 := tcptable.Endpoint{Addr: anyAddr(snapshot.IPv6), Port: to.local.Port}
 	if to.table == tcptable.TCP {
 		any6 = any4 // takes what comes in that table for no other
 	}
 	for _, e := range []tcptable.Endpoint{to.local, any6, any4} {
-		if name, ok := p.endpoint[e]; ok {
+		if name, ok := endpoints[e]; ok {
 			return name
 		}
 	}
 	return ""
 }
 
+// sharedEndpoints returns the owners of the endpoints of those ports that have several.
+func (o *Owners) sharedEndpoints(now time.Time, queues *acceptQueues, names Names) map[tcptable.Endpoint]string {
+	all := make(map[tcptable.Endpoint]string)
+	for e, q := range queues.endpoints {
+		if port := o.ports[e.Port]; !port.seen.Equal(now) || port.name != "" {
+			continue
+		}
+		name := ownerOf(q.Cgroups, names)
+		e.Addr = e.Addr.WithoutZone()
+		if other, ok := all[e]; ok && other != name {
+			name = owner.Unknown
+		}
+		all[e] = name
+	}
+	return all
+}
+
+// ownerOf returns whose cgroups are, if they are one owner's.
+func ownerOf(cgroups []uint64, names Names) string {
+	name := owner.Unknown
+	for i, id := range cgroups {
+		switch label := names.Label(id); {
+		case i == 0:
+			name = label
+		case label != name:
+			return owner.Unknown
+		}
+	}
+	return name
+}
+
 // notePorts notes whose the listeners are, and when a port became another's.
 func (o *Owners) notePorts(now time.Time, lasts time.Duration, queues *acceptQueues, names Names) {
-	ports := make(map[uint16]portOwner)
+	clear(o.listening)
 	for e, q := range queues.endpoints {
-		p, known := ports[e.Port]
-		name := owner.Unknown
-		for i, id := range q.Cgroups {
+		p, known := o.listening[e.Port]
+		for _, id := range q.Cgroups {
 			p.sockets ^= maphash.Comparable(o.seed, struct {
 				tcptable.Endpoint
 				uint64
 			}{e, id})
-			if label := names.Label(id); i == 0 {
-				name = label
-			} else if label != name {
-				name = owner.Unknown
-			}
 		}
-		if p.endpoint == nil {
-			p.endpoint = make(map[tcptable.Endpoint]string, 1)
-		}
-		e.Addr = e.Addr.WithoutZone()
-		if other, ok := p.endpoint[e]; ok && other != name {
-			name = owner.Unknown
-		}
-		p.endpoint[e] = name
-		switch {
+		switch name := ownerOf(q.Cgroups, names); {
 		case !known:
 			p.name = name
 		case p.name != name:
 			p.name = ""
 		}
-		ports[e.Port] = p
+		o.listening[e.Port] = p
 	}
 	for port := range queues.others {
-		ports[port] = portOwner{name: owner.Unknown}
+		o.listening[port] = portOwner{name: owner.Unknown}
 	}
-	for number, p := range ports {
+	for number, p := range o.listening {
 		was, known := o.ports[number]
 		p.seen, p.changed = now, was.changed
 		same := p.sockets == was.sockets || p.name == was.name && p.name != "" && p.name != owner.Unknown
