@@ -146,6 +146,16 @@ func TestSOS(t *testing.T) {
 	}
 }
 
+// TestShortTable has a table of five sockets where the kernel counts many.
+func TestShortTable(t *testing.T) {
+	files := sosFiles()
+	files["proc/net/sockstat"] = "sockets: used 5\nTCP: inuse 4000 orphan 2 tw 1 alloc 5 mem 1\n"
+	c, err := Read(t.Context(), pack(t, files, asGzip), nil, Options{Limits: limits})
+	if err != nil || !slices.ContainsFunc(c.Missing, func(m Missing) bool { return strings.Contains(m.Reason, "the table has 5, and the kernel counts 4001") }) {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 // TestBadArchive refuses what leads out of the archive, what unpacks without end, and what is
 // not whole.
 func TestBadArchive(t *testing.T) {

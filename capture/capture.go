@@ -115,9 +115,10 @@ func readDirectory(ctx context.Context, path string, o Options) (*Capture, error
 		return nil, err
 	}
 	defer root.Close()
-	for _, dir := range []string{"sos_commands", "sosreport-*/sos_commands"} {
-		if found, _ := filepath.Glob(filepath.Join(path, dir)); len(found) > 0 {
-			files, err := filesBelow(ctx, root.FS())
+	tree := root.FS()
+	for _, dir := range []string{"sos_commands", "*/sos_commands"} {
+		if found, _ := fs.Glob(tree, dir); len(found) > 0 {
+			files, err := filesBelow(ctx, tree)
 			if err != nil {
 				return nil, err
 			}
@@ -184,6 +185,7 @@ func (c *Capture) setNumbers(ctx context.Context, from kernelstat.Sysctls, files
 		}
 		maps.Copy(numbers, read)
 	}
+	c.checkWhole(numbers)
 	for n, value := range numbers {
 		if n.OfNode() {
 			c.Node.Kernel[n] = value
@@ -192,6 +194,24 @@ func (c *Capture) setNumbers(ctx context.Context, from kernelstat.Sysctls, files
 		}
 	}
 	return nil
+}
+
+// checkWhole says so if the table has far fewer sockets than the kernel counts: it was cut, or is
+// of another moment.
+func (c *Capture) checkWhole(numbers kernelstat.Numbers) {
+	const few = 64
+	counted := numbers[kernelstat.Sockstat("inuse")] + numbers[kernelstat.Sockstat6("inuse")] + numbers[kernelstat.Sockstat("tw")]
+	var rows uint64
+	for _, of := range c.Namespace.Sockets.Connections {
+		for _, states := range of {
+			for _, n := range states {
+				rows += n
+			}
+		}
+	}
+	if rows+few <= counted && 4*rows < 3*counted {
+		c.Missing = append(c.Missing, Missing{"sockets", fmt.Sprintf("the table has %d, and the kernel counts %d: it was cut, or is of another moment", rows, counted)})
+	}
 }
 
 // wantedSysctls are those that a report looks at, beside those of the pool.
@@ -213,7 +233,8 @@ func wantedSysctls() []kernelstat.Number {
 // wantedCounters are those that a report looks at, by the file that has them.
 func wantedCounters() map[string][]kernelstat.Number {
 	return map[string][]kernelstat.Number{
-		"net/sockstat":          {kernelstat.Sockstat("tw"), kernelstat.Sockstat("orphan"), kernelstat.Sockstat("mem")},
+		"net/sockstat":          {kernelstat.Sockstat("tw"), kernelstat.Sockstat("orphan"), kernelstat.Sockstat("mem"), kernelstat.Sockstat("inuse")},
+		"net/sockstat6":         {kernelstat.Sockstat6("inuse")},
 		"net/netstat":           {kernelstat.Netstat("TWRecycled"), kernelstat.Netstat("TCPTimeWaitOverflow"), kernelstat.Netstat("SyncookiesSent")},
 		"net/stat/nf_conntrack": {kernelstat.Conntrack("entries"), kernelstat.Conntrack("insert_failed")},
 	}

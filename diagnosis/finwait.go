@@ -38,6 +38,10 @@ func (l *look) finWait2() {
 	if !ok || most == 0 || n <= finWait2*most {
 		return
 	}
+	if f := l.claims["FIN_WAIT2"]; f != nil {
+		f.against("fin_wait2", n, most, "connections", "net.ipv4.tcp_max_tw_buckets")
+		return
+	}
 	f := l.find("TCPFinWait2Accumulating", Warning, "peers do not close: %s connections are in FIN_WAIT2", number(n))
 	f.Cause = "This host has closed its side and waits for the peers'. The fault is likely a leak over there: CLOSE_WAIT on that host. Each ends after net.ipv4.tcp_fin_timeout, and new ones come as fast."
 	f.against("fin_wait2", n, most, "connections", "net.ipv4.tcp_max_tw_buckets")
@@ -56,6 +60,10 @@ func (l *look) lastAck() {
 		source = "net.ipv4.tcp_max_tw_buckets"
 	}
 	if !ok || most == 0 || n <= finWait2*most {
+		return
+	}
+	if f := l.claims["LAST_ACK"]; f != nil {
+		f.against("last_ack", n, most, "connections", source)
 		return
 	}
 	f := l.find("TCPLastAckAccumulating", Warning, "%s connections are in LAST_ACK: their peers, or the path to them, have gone", number(n))

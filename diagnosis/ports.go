@@ -211,10 +211,17 @@ func (l *look) portsCause(f *Finding, d *portsOf) {
 		f.Cause = "The destination does not answer. Each attempt holds a port until it times out, about 130 s by default."
 		f.remedy("See whether it can be reached: nc -zv %s %d. If a firewall drops the packets, let it reject them: then connect() fails at once.", d.RemoteIP, d.RemotePort)
 		f.remedy("Stop trying for a while after a failure (a circuit breaker), with a short timeout. Costs a change of code or settings.")
+	case tcptable.FinWait2:
+		l.claims["FIN_WAIT2"] = f
+		f.Cause = "A program here closes, and the destination does not: it leaks these connections (CLOSE_WAIT over there). Each holds a port until net.ipv4.tcp_fin_timeout is over, and none is taken over before."
+		f.remedy("Restart the leaking program on %s. Costs what is under way there.", d.RemoteIP)
+		f.remedy("Let the program here keep connections and use them again. Costs a change of code or settings.")
+		l.rangeRemedy(f, d)
 	case 0:
 		f.Cause = "Listening and idle bound sockets inside the port range hold these ports, for every destination."
 		l.rangeRemedy(f, d)
 	default:
+		l.claims["LAST_ACK"] = f
 		f.Cause = fmt.Sprintf("Connections toward it are being closed and can't end: the peer, or the path to it, has gone (%s).", stateName(d.most))
 		f.remedy("See whether it can be reached: nc -zv %s %d.", d.RemoteIP, d.RemotePort)
 		l.rangeRemedy(f, d)

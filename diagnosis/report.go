@@ -104,6 +104,16 @@ type Finding struct {
 // Subject is what the finding is about: its remote or its listener, else its namespace.
 func (f *Finding) Subject() string { return cmp.Or(f.Remote, f.Listener, f.Netns) }
 
+// IsAbout reports whether a live socket is one that the finding is about: a listener on its
+// address, or one that is connected to its remote.
+func (f *Finding) IsAbout(s *tcptable.Socket) bool {
+	if f.Listener != "" {
+		return s.State == tcptable.Listen && endpointOf(s.Local) == f.Listener
+	}
+	return s.State != tcptable.Listen && (f.Remote == endpointOf(s.Remote) || f.Remote == s.Remote.Addr.IP().String()) &&
+		(f.Code != "TCPCloseWaitLeak" || s.State == tcptable.CloseWait)
+}
+
 // Evidence is a number, and the limit it is held against.
 type Evidence struct {
 	Name  string   `json:"name"`

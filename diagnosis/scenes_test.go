@@ -167,6 +167,10 @@ func scenes() []scene {
 			rows: rows{}.connect(25000, tcptable.CloseWait, us, web),
 		},
 		{
+			name: "ports_by_fin_wait2", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: web,
+			rows: rows{}.connect(26000, tcptable.FinWait2, us, web),
+		},
+		{
 			name: "ports_by_syn_sent", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: web,
 			rows: rows{}.connect(26000, tcptable.SynSent, us, web),
 		},

@@ -119,6 +119,9 @@ func report(ctx context.Context, cfg *config, stdin io.Reader, stdout, stderr io
 		return fail(err)
 	}
 	said := diagnosis.Diagnose(*facts, cfg.report.suppress...)
+	if cfg.report.path == "" {
+		namePrograms(ctx, cfg, said)
+	}
 	if cfg.report.format == "json" {
 		encoder := json.NewEncoder(stdout)
 		encoder.SetIndent("", "  ")
@@ -276,34 +279,86 @@ func hostname(proc string) string {
 	return strings.TrimSpace(string(text))
 }
 
+// sources are the ways to read the table, the one that knows most first.
+func sources(cfg *config) []tcptable.Source {
+	ns := cfg.collector.Namespace
+	all := []tcptable.Source{tcptable.NewProcNet(ns.Dir)}
+	if ns.Own && cfg.collector.Source != collector.SourceProcfs {
+		all = []tcptable.Source{tcptable.NewSockDiag(), all[0]} // which knows idle bound ones too
+	}
+	return all
+}
+
 // holders returns the sockets of a port and, as far as that may be known, their programs.
 func holders(ctx context.Context, cfg *config, port uint16) (*diagnosis.Listen, error) {
-	ns := cfg.collector.Namespace
-	sources := []tcptable.Source{tcptable.NewProcNet(ns.Dir)}
-	if ns.Own && cfg.collector.Source != collector.SourceProcfs {
-		sources = []tcptable.Source{tcptable.NewSockDiag(), sources[0]} // which knows idle bound ones too
+	held, err := socketsOf(ctx, cfg, func(s *tcptable.Socket) bool { return s.Local.Port == port })
+	if err != nil {
+		return nil, err
 	}
+	return &diagnosis.Listen{Port: port, Holders: held, Programs: programs(cfg.collector.ProcRoot, held)}, nil
+}
+
+// namePrograms names the programs of findings by the sockets that they have open, as far as
+// that may be known: of other users only root may.
+func namePrograms(ctx context.Context, cfg *config, r *diagnosis.Report) {
+	const enough = 256 // sockets of a finding
+	concerns := make(map[*diagnosis.Finding][]tcptable.Socket)
+	for _, f := range r.Findings {
+		if f.Netns == cfg.collector.Namespace.Name && f.Level != diagnosis.Info && (f.Remote != "" || f.Listener != "") {
+			concerns[f] = nil
+		}
+	}
+	if len(concerns) == 0 {
+		return
+	}
+	sockets, err := socketsOf(ctx, cfg, func(s *tcptable.Socket) bool {
+		wanted := false
+		for f, have := range concerns {
+			if s.Inode != 0 && len(have) < enough && f.IsAbout(s) {
+				concerns[f] = append(have, *s)
+				wanted = true
+			}
+		}
+		return wanted
+	})
+	if err != nil {
+		return // the report has said why
+	}
+	named := programs(cfg.collector.ProcRoot, sockets)
+	for f, sockets := range concerns {
+		count := make(map[string]int)
+		for i := range sockets {
+			if program := named[sockets[i].Inode]; program != "" {
+				count[program]++
+			}
+		}
+		most := 0
+		for _, program := range slices.Sorted(maps.Keys(count)) {
+			if count[program] > most {
+				f.Program, most = program, count[program]
+			}
+		}
+	}
+}
+
+// socketsOf returns the sockets that are wanted.
+func socketsOf(ctx context.Context, cfg *config, want func(*tcptable.Socket) bool) (sockets []tcptable.Socket, err error) {
 	var errs []error
-	for _, source := range sources {
-		held, err := socketsOf(ctx, source, port)
+	for _, source := range sources(cfg) {
+		sockets, err = nil, nil
+		for s, failed := range source.Sockets(ctx) {
+			if failed != nil {
+				err = failed
+			} else if want(&s) {
+				sockets = append(sockets, s)
+			}
+		}
 		if err == nil {
-			return &diagnosis.Listen{Port: port, Holders: held, Programs: programs(cfg.collector.ProcRoot, held)}, nil
+			return sockets, nil
 		}
 		errs = append(errs, err)
 	}
 	return nil, errors.Join(errs...)
-}
-
-func socketsOf(ctx context.Context, source tcptable.Source, port uint16) (held []tcptable.Socket, err error) {
-	for s, err := range source.Sockets(ctx) {
-		if err != nil {
-			return nil, err
-		}
-		if s.Local.Port == port {
-			held = append(held, s)
-		}
-	}
-	return held, nil
 }
 
 // programs returns the programs that have these sockets open, by inode, as "nginx (pid 12)".
