@@ -39,12 +39,17 @@ func startLoad(t *testing.T) {
 	netns.Listen(t, stuck, 4)
 	netns.Listen(t, patient, 16).Set(t, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 60)
 
-	// The client that opens a connection for each request: TIME_WAITs of ours toward one destination, over half of the pool.
+	// The client that opens a connection for each request: TIME_WAITs of ours toward one destination, over half of the pool. Half of
+	// the connections are there in some scrape.
 	for range 10 {
+		var open []net.Conn
 		for range 30 {
-			l.dial("", fmt.Sprintf("127.0.0.2:%d", clientClosesFirst)).Close()
+			open = append(open, l.dial("", fmt.Sprintf("127.0.0.2:%d", clientClosesFirst)))
 		}
 		time.Sleep(500 * time.Millisecond)
+		for _, c := range open {
+			c.Close()
+		}
 	}
 	// Clients from several addresses whose server closes first: TIME_WAITs inbound. What those clients never close is CLOSE_WAIT.
 	for client := 11; client <= 15; client++ {
