@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/go-kit/log"
@@ -39,6 +40,7 @@ func findOwners(ctx context.Context, cfg Config, hasDiag bool, t *table, logger 
 		return nil, owner.Source{}
 	}
 	none := func(reason string) (*owners, owner.Source) {
+		reason = strings.ToValidUTF8(reason, "\uFFFD") // there may be a path in it
 		level.Info(logger).Log("msg", "no owners of sockets", "reason", reason)
 		return nil, owner.Source{Source: owner.SourceNone, Reason: reason}
 	}
@@ -55,6 +57,7 @@ func findOwners(ctx context.Context, cfg Config, hasDiag bool, t *table, logger 
 		return none(err.Error())
 	}
 	source := names.Source()
+	source.Reason = strings.ToValidUTF8(source.Reason, "\uFFFD")
 	if source.Source == owner.SourceNone {
 		return none(source.Reason)
 	}

@@ -147,6 +147,8 @@ func TestOwners(t *testing.T) {
 		"5 tcp6 listen [::]:91 [::]:0",
 		"6 tcp6 listen [::1]:91 [::]:0",
 		"8 tcp listen 10.0.0.1:92 0.0.0.0:0", // of no known name
+		"5 tcp6 listen [::]:93 [::]:0",
+		"6 tcp listen 0.0.0.0:93 0.0.0.0:0",
 		"5 tcp established 10.0.0.1:80 10.0.9.1:1000",
 		"5 tcp established 10.0.0.1:80 10.0.9.1:1001 inode=0",
 		"5 tcp close_wait 10.0.0.1:80 10.0.9.1:1002 inode=0 50s",
@@ -162,6 +164,9 @@ func TestOwners(t *testing.T) {
 		"0 tcp6 time_wait [::1]:91 [::1]:1012",
 		"0 tcp6 time_wait [::ffff:10.0.0.1]:91 10.0.9.1:1013",
 		"0 tcp time_wait 10.0.0.1:92 10.0.9.1:1014",
+		"0 tcp time_wait 10.0.0.1:93 10.0.9.1:1015",
+		"7 tcp close_wait 10.0.0.1:40006 10.0.9.1:443 inode=0 9h", // of no program
+		"7 tcp established 10.0.0.1:40007 10.0.9.1:443 inode=0",
 		"6 tcp syn_sent 10.0.0.1:40000 10.0.9.1:443",
 		"9 tcp established 10.0.0.1:40001 10.0.9.1:443", // the same unit, started again
 		"7 tcp close_wait 10.0.0.1:40002 10.0.9.1:443 5m1s",
@@ -172,18 +177,19 @@ func TestOwners(t *testing.T) {
 	units := names{5: "web.service", 6: "dns.service", 9: "dns.service", 7: "a/b/c"}
 	connections := `direction=inbound,owner=a/b/c,state=listen 1
 direction=inbound,owner=a/b/c,state=time_wait 1
-direction=inbound,owner=dns.service,state=listen 3
-direction=inbound,owner=dns.service,state=time_wait 2
+direction=inbound,owner=dns.service,state=listen 4
+direction=inbound,owner=dns.service,state=time_wait 3
 direction=inbound,owner=unknown,state=listen 1
 direction=inbound,owner=unknown,state=time_wait 2
 direction=inbound,owner=web.service,state=close_wait 2
 direction=inbound,owner=web.service,state=established 2
 direction=inbound,owner=web.service,state=fin_wait2 2
 direction=inbound,owner=web.service,state=last_ack 1
-direction=inbound,owner=web.service,state=listen 3
+direction=inbound,owner=web.service,state=listen 4
 direction=inbound,owner=web.service,state=syn_recv 1
 direction=inbound,owner=web.service,state=time_wait 2
-direction=outbound,owner=a/b/c,state=close_wait 2
+direction=outbound,owner=a/b/c,state=close_wait 3
+direction=outbound,owner=a/b/c,state=established 1
 direction=outbound,owner=dns.service,state=established 1
 direction=outbound,owner=dns.service,state=syn_sent 1
 direction=outbound,owner=unknown,state=fin_wait2 1
@@ -206,6 +212,8 @@ local_ip=0.0.0.0,local_port=90,owner=web.service 1
 local_ip=::,local_port=91,owner=web.service 1
 local_ip=::1,local_port=91,owner=dns.service 1
 local_ip=10.0.0.1,local_port=92,owner=unknown 1
+local_ip=0.0.0.0,local_port=93,owner=dns.service 1
+local_ip=::,local_port=93,owner=web.service 1
 `
 	compare := func(t *testing.T, p page, want string, of ...string) {
 		t.Helper()
@@ -229,8 +237,8 @@ local_ip=10.0.0.1,local_port=92,owner=unknown 1
 	bySource(t, 1, units, func(t *testing.T, w *ownedWalks) {
 		p := w.page(time.Now(), rows, rows)
 		compare(t, p, "owner=web.service 50\nowner=other 7200\n", "tcp_owner_close_wait_oldest_seconds")
-		p.want(t, 13, "tcp_owner_connections", "owner", "web.service")
-		p.want(t, 11, "tcp_owner_connections", "owner", owner.Other)
+		p.want(t, 14, "tcp_owner_connections", "owner", "web.service")
+		p.want(t, 15, "tcp_owner_connections", "owner", owner.Other)
 		p.want(t, 5, "tcp_owner_connections", "owner", owner.Unknown)
 		p.wantNone(t, "tcp_owner_info", "owner", owner.Other)
 	})
@@ -449,4 +457,38 @@ func TestDestinationOwnersOfMany(t *testing.T) {
 			t.Errorf("%v samples of 49000 that have gone, half of which are remembered", got)
 		}
 	})
+}
+
+// TestNoOwners says why there are none.
+func TestNoOwners(t *testing.T) {
+	for _, tt := range []struct {
+		change func(*Config)
+		reason string // "" if nothing is said
+	}{
+		{func(cfg *Config) { cfg.Owners = 0 }, ""},
+		{func(cfg *Config) { cfg.CgroupFS = "/nonexistent\xff" }, "/nonexistent\uFFFD is no cgroup v2 hierarchy"},
+		{func(cfg *Config) { cfg.CgroupFS = t.TempDir() }, " is no cgroup v2 hierarchy"},
+		{func(cfg *Config) { cfg.Namespace.Own = false }, "sock_diag shows another network namespace than is read"},
+	} {
+		cfg := fixture(t, "/proc")
+		tt.change(&cfg)
+		c := newCollector(t, cfg)
+		if !c.hasDiag && cfg.Namespace.Own {
+			t.Skip("this kernel has no sock_diag for TCP")
+		}
+		if c.owners != nil && c.ownerSource.Source == "pidfd" {
+			continue // where processes tell all
+		}
+		p := gather(t, c.Read(t.Context()))
+		p.wantNone(t, "tcp_owner_connections")
+		p.wantNone(t, "timewait_exporter_collector_success", "collector", "owners")
+		if tt.reason == "" {
+			p.wantNone(t, "timewait_exporter_owner_source_info")
+			continue
+		}
+		p.want(t, 1, "timewait_exporter_owner_source_info", "source", owner.SourceNone)
+		if got := p.values("timewait_exporter_owner_source_info", "reason"); len(got) != 1 || !strings.Contains(got[0], tt.reason) {
+			t.Errorf("because of %q, want %q", got, tt.reason)
+		}
+	}
 }
