@@ -7,6 +7,7 @@ GOLANGCI         := $(TOOLS)/golangci-lint
 GOLANGCI_VERSION := v2.15.0
 NFPM             := $(TOOLS)/nfpm
 CYCLONEDX        := $(TOOLS)/cyclonedx-gomod
+AXE              := .tools/axe/node_modules/axe-core/axe.min.js
 
 # A semantic version: 1.2.3 at its tag, 1.2.3+5.gHASH five commits later, and before the
 # first tag 0.0.0-TIME.gHASH.
@@ -30,7 +31,7 @@ PROMETHEUS_TAGS := remove_all_sd,enable_kubernetes_sd
 RULES           := $(wildcard deploy/prometheus/timewait_exporter.*.yml)
 RULE_TESTS      := $(wildcard deploy/prometheus/tests/*.yml)
 
-.PHONY: all build test lint fuzz tools e2e e2e-tools rules deploy-test dashboards docs chart bench soak fleet release clean
+.PHONY: all build test lint fuzz tools browser-test e2e e2e-tools rules deploy-test dashboards docs chart bench soak fleet release clean
 
 all: lint test build
 
@@ -87,7 +88,18 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./collector/tcptable; done
 	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./collector/owner
 
-tools: $(GOLANGCI) $(NFPM) $(CYCLONEDX) e2e-tools
+# The rules of accessibility that the page is held to.
+$(AXE): test/browser/package.json test/browser/package-lock.json
+	mkdir -p .tools/axe
+	cp $^ .tools/axe
+	cd .tools/axe && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+# The report's page in a real browser, Debian's chromium.
+browser-test: $(AXE)
+	go -C test test $(TESTFLAGS) -count=1 -timeout 10m ./browser
+
+tools: $(GOLANGCI) $(NFPM) $(CYCLONEDX) $(AXE) e2e-tools
 
 # pint is built of Prometheus's code. Alertmanager can't be in one module with it; that
 # has the same versions of what both need, so that it is compiled once.

@@ -2,11 +2,13 @@ package diagnosis
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
 	"fmt"
 	"html/template"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 )
 
@@ -22,6 +24,7 @@ var htmlPage = template.Must(template.New("report.html").Funcs(template.FuncMap{
 	"binds":   Capacity.binds,
 	"count":   count[uint64],
 	"counts":  counts,
+	"nearest": nearest,
 	"now":     Capacity.now,
 	"number":  number,
 	"part":    func(limit *float64, share float64) float64 { return *limit * share },
@@ -82,6 +85,17 @@ func (r *Report) WriteHTML(w io.Writer, links []Link) error {
 		return printableRune(c)
 	}, page.Bytes()))
 	return err
+}
+
+// nearest sorts limits, those first of which most is used.
+func nearest(limits []Evidence) []Evidence {
+	used := func(e Evidence) float64 {
+		if e.Limit == nil || *e.Limit <= 0 {
+			return -1
+		}
+		return e.Value / *e.Limit
+	}
+	return slices.SortedStableFunc(slices.Values(limits), func(a, b Evidence) int { return cmp.Compare(used(b), used(a)) })
 }
 
 // counts says how many findings there are of each level, the worst first.

@@ -50,7 +50,8 @@ function update(node, next) {
 async function refresh() {
   clearTimeout(timer);
   try {
-    const answer = await fetch(location.pathname, { cache: "no-store", signal: AbortSignal.timeout(30000) });
+    // Not a relative address: the page's own may have a password in it, which fetch refuses.
+    const answer = await fetch(location.origin + location.pathname, { cache: "no-store", signal: AbortSignal.timeout(30000) });
     if (!answer.ok) throw new Error(`HTTP status ${answer.status}`);
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const next = page.getElementById("report");

@@ -44,7 +44,7 @@ code { font-family: ui-monospace, monospace; font-size: .9em; }
 :not(pre) > code { background: #8882; padding: 0 .2em; border-radius: .2em; }
 table { border-collapse: collapse; } th, td { border: 1px solid #8886; padding: .3rem .6rem; text-align: left; vertical-align: top; }
 </style>
-<nav><a href="` + Path + `">All runbooks</a></nav>
+<nav><a href="` + Path + `">All runbooks</a> <a href="/">This machine now</a></nav>
 {{if .Missing}}<p><strong>There is no such runbook.</strong></p>{{end}}
 <main>
 {{.Body}}</main>
