@@ -324,7 +324,7 @@ func TestSockDiagContext(t *testing.T) {
 
 		late, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer stop()
-		f(d.Sockets(late), context.DeadlineExceeded, func() { time.Sleep(100 * time.Millisecond) })
+		f(d.Sockets(late), context.DeadlineExceeded, func() { <-late.Done() })
 		f(d.Sockets(late), context.DeadlineExceeded, func() { t.Error("a row after the deadline") })
 
 		// The deadline of a walk that was done in time is none of the next one.
