@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 
+	"timewait_exporter/collector/snapshot"
 	"timewait_exporter/collector/tcptable"
 )
 
@@ -78,4 +79,82 @@ func byHeld(a, b heldDestination) int {
 		cmp.Compare(a.key.port, b.key.port),
 		bytes.Compare(a.key.local[:], b.key.local[:]),
 	)
+}
+
+// findUnanswered completes d.
+func (t *Tally) findUnanswered(d *heldDestination) {
+	var open uint64
+	for label, rows := range t.destinations.labels(d.entry) {
+		switch tcptable.State(label & stateBits) {
+		case tcptable.Established, tcptable.SynSent, tcptable.CloseWait:
+			open += uint64(rows)
+		}
+		if label&unanswered != 0 {
+			d.unanswered += uint64(rows)
+		}
+	}
+	d.gone = 2*d.unanswered > open
+}
+
+func (t *Tally) ports(n Limits) *snapshot.Ports {
+	used := t.locals.total()
+	out := &snapshot.Ports{Used: used, HeldForAll: t.heldPorts.Len(), BindAny: t.share(uint64(used))}
+
+	// A port is counted toward a destination or as a listener's, never as both:
+	// the labels keep them apart. A destination nobody talks to yet still lacks
+	// the listeners' ports.
+	forAll := uint64(out.HeldForAll)
+	var blocked uint64
+	worst := t.worstDestinations(max(n.Destinations, 1))
+	out.Destinations = make([]snapshot.Destination, 0, len(worst))
+	t.named = t.named[:0]
+	for i, d := range worst {
+		blocked = max(blocked, d.blocked)
+		if i < n.Destinations {
+			out.Destinations = append(out.Destinations, t.destination(d, forAll))
+			t.named = append(t.named, d.hash)
+		}
+	}
+	out.Connect = t.share(blocked + forAll)
+
+	most := 0
+	for f := range snapshot.NumFamilies {
+		shared := t.locals.shared(f)
+		most = max(most, unionLen(shared, shared))
+	}
+	out.Locals = largest(t.locals.all(), n.Locals, func(a, b snapshot.Local) int {
+		return cmp.Or(cmp.Compare(b.Used, a.Used), a.IP.Compare(b.IP))
+	})
+	for i := range out.Locals {
+		l := &out.Locals[i]
+		l.Gone = t.share(uint64(l.Used))
+		most = max(most, l.Used)
+	}
+	out.Bind = t.share(uint64(most))
+	return out
+}
+
+func (t *Tally) destination(d heldDestination, forAll uint64) snapshot.Destination {
+	to := snapshot.Destination{
+		LocalIP: d.key.local.IP(), RemoteIP: d.key.remote.IP(), RemotePort: d.key.port,
+		Gone: t.share(d.blocked + forAll), Unanswered: d.unanswered,
+	}
+	var held [tcptable.NumStates]int
+	for label, n := range t.devices.ports(d.entry, d.on) {
+		held[label&stateBits] += n
+	}
+	for state, n := range held {
+		to.Held[state] = uint64(max(n, 0))
+	}
+	return to
+}
+
+// share returns the share of the pool that so many ports are. Of an empty pool every
+// call fails. Ports that are held once on each of several devices, which /proc does not
+// show, may count as more than there are.
+func (t *Tally) share(ports uint64) float64 {
+	if t.pool.Size == 0 {
+		return 1
+	}
+	return min(ratio(ports, uint64(t.pool.Size)), 1)
 }

@@ -1,7 +1,11 @@
 package tally
 
 import (
+	"bytes"
+	"cmp"
 	"iter"
+	"maps"
+	"net/netip"
 	"slices"
 
 	"timewait_exporter/collector/kernelstat"
@@ -138,4 +142,62 @@ type listenerPort struct {
 	snapshot.Listener
 	rows  uint64
 	minis snapshot.States // those that are minisocks or half open
+}
+
+// fillSynQueues tells of each port's fullest SYN queue.
+func (t *Tally) fillSynQueues(listeners []snapshot.Listener) {
+	if len(t.dump.synRooms) == 0 {
+		return // the limit is not known
+	}
+	fill := make(map[uint16]float64)
+	for q, rows := range t.halfOpen {
+		if room := t.dump.synRooms[q]; room > 0 { // else it has only just come, or gone
+			fill[q.local.Port] = max(fill[q.local.Port], min(ratio(rows, room), 1))
+		}
+	}
+	for i := range listeners {
+		l := &listeners[i]
+		l.SynFill, l.HasSynFill = fill[l.Port], t.dump.ports.Has(l.Port)
+	}
+}
+
+// of returns the queues of the ports that are named: each local IP of a port up to
+// queuesPerPort in order of address, and what the rest have together.
+func (a *acceptQueues) of(named *kernelstat.PortSet) (all []snapshot.AcceptQueue) {
+	var endpoints []tcptable.Endpoint
+	for e := range a.endpoints {
+		if named.Has(e.Port) {
+			endpoints = append(endpoints, e)
+		}
+	}
+	slices.SortFunc(endpoints, func(a, b tcptable.Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), bytes.Compare(a.Addr[:], b.Addr[:]))
+	})
+	rest := maps.Clone(a.others)
+	var before int // of the port
+	for i, e := range endpoints {
+		if i == 0 || e.Port != endpoints[i-1].Port {
+			before = 0
+		}
+		q := a.endpoints[e]
+		if before++; before <= queuesPerPort {
+			all = append(all, q.at(e.Addr.IP(), e.Port))
+			continue
+		}
+		sum := rest[e.Port]
+		sum.merge(&q)
+		rest[e.Port] = sum
+	}
+	for port, q := range rest {
+		if named.Has(port) {
+			all = append(all, q.at(netip.Addr{}, port))
+		}
+	}
+	return all
+}
+
+func (q *acceptQueue) at(ip netip.Addr, port uint16) snapshot.AcceptQueue {
+	named := snapshot.AcceptQueue(*q)
+	named.LocalIP, named.Port = ip, port
+	return named
 }

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"iter"
 	"maps"
-	"net/netip"
 	"slices"
 
 	"timewait_exporter/collector/kernelstat"
@@ -233,64 +232,6 @@ func (t *Tally) nameListeners(out *snapshot.Sockets, n int) {
 	out.AcceptQueues = t.acceptQueues().of(&named)
 }
 
-// fillSynQueues tells of each port's fullest SYN queue.
-func (t *Tally) fillSynQueues(listeners []snapshot.Listener) {
-	if len(t.dump.synRooms) == 0 {
-		return // the limit is not known
-	}
-	fill := make(map[uint16]float64)
-	for q, rows := range t.halfOpen {
-		if room := t.dump.synRooms[q]; room > 0 { // else it has only just come, or gone
-			fill[q.local.Port] = max(fill[q.local.Port], min(ratio(rows, room), 1))
-		}
-	}
-	for i := range listeners {
-		l := &listeners[i]
-		l.SynFill, l.HasSynFill = fill[l.Port], t.dump.ports.Has(l.Port)
-	}
-}
-
-// of returns the queues of the ports that are named: each local IP of a port up to
-// queuesPerPort in order of address, and what the rest have together.
-func (a *acceptQueues) of(named *kernelstat.PortSet) (all []snapshot.AcceptQueue) {
-	var endpoints []tcptable.Endpoint
-	for e := range a.endpoints {
-		if named.Has(e.Port) {
-			endpoints = append(endpoints, e)
-		}
-	}
-	slices.SortFunc(endpoints, func(a, b tcptable.Endpoint) int {
-		return cmp.Or(cmp.Compare(a.Port, b.Port), bytes.Compare(a.Addr[:], b.Addr[:]))
-	})
-	rest := maps.Clone(a.others)
-	var before int // of the port
-	for i, e := range endpoints {
-		if i == 0 || e.Port != endpoints[i-1].Port {
-			before = 0
-		}
-		q := a.endpoints[e]
-		if before++; before <= queuesPerPort {
-			all = append(all, q.at(e.Addr.IP(), e.Port))
-			continue
-		}
-		sum := rest[e.Port]
-		sum.merge(&q)
-		rest[e.Port] = sum
-	}
-	for port, q := range rest {
-		if named.Has(port) {
-			all = append(all, q.at(netip.Addr{}, port))
-		}
-	}
-	return all
-}
-
-func (q *acceptQueue) at(ip netip.Addr, port uint16) snapshot.AcceptQueue {
-	named := snapshot.AcceptQueue(*q)
-	named.LocalIP, named.Port = ip, port
-	return named
-}
-
 // worstDestinations returns the n destinations to name, the worst one first. A
 // quarter of the places is for those that hold most ports, whether connect may take
 // them over or not: where it then doesn't (tcp_tw_reuse, and a peer without
@@ -325,84 +266,6 @@ func (t *Tally) worstDestinations(n int) []heldDestination {
 	name(silent.elements, n)
 	name(held.elements, n)
 	return worst
-}
-
-// findUnanswered completes d.
-func (t *Tally) findUnanswered(d *heldDestination) {
-	var open uint64
-	for label, rows := range t.destinations.labels(d.entry) {
-		switch tcptable.State(label & stateBits) {
-		case tcptable.Established, tcptable.SynSent, tcptable.CloseWait:
-			open += uint64(rows)
-		}
-		if label&unanswered != 0 {
-			d.unanswered += uint64(rows)
-		}
-	}
-	d.gone = 2*d.unanswered > open
-}
-
-func (t *Tally) ports(n Limits) *snapshot.Ports {
-	used := t.locals.total()
-	out := &snapshot.Ports{Used: used, HeldForAll: t.heldPorts.Len(), BindAny: t.share(uint64(used))}
-
-	// A port is counted toward a destination or as a listener's, never as both:
-	// the labels keep them apart. A destination nobody talks to yet still lacks
-	// the listeners' ports.
-	forAll := uint64(out.HeldForAll)
-	var blocked uint64
-	worst := t.worstDestinations(max(n.Destinations, 1))
-	out.Destinations = make([]snapshot.Destination, 0, len(worst))
-	t.named = t.named[:0]
-	for i, d := range worst {
-		blocked = max(blocked, d.blocked)
-		if i < n.Destinations {
-			out.Destinations = append(out.Destinations, t.destination(d, forAll))
-			t.named = append(t.named, d.hash)
-		}
-	}
-	out.Connect = t.share(blocked + forAll)
-
-	most := 0
-	for f := range snapshot.NumFamilies {
-		shared := t.locals.shared(f)
-		most = max(most, unionLen(shared, shared))
-	}
-	out.Locals = largest(t.locals.all(), n.Locals, func(a, b snapshot.Local) int {
-		return cmp.Or(cmp.Compare(b.Used, a.Used), a.IP.Compare(b.IP))
-	})
-	for i := range out.Locals {
-		l := &out.Locals[i]
-		l.Gone = t.share(uint64(l.Used))
-		most = max(most, l.Used)
-	}
-	out.Bind = t.share(uint64(most))
-	return out
-}
-
-func (t *Tally) destination(d heldDestination, forAll uint64) snapshot.Destination {
-	to := snapshot.Destination{
-		LocalIP: d.key.local.IP(), RemoteIP: d.key.remote.IP(), RemotePort: d.key.port,
-		Gone: t.share(d.blocked + forAll), Unanswered: d.unanswered,
-	}
-	var held [tcptable.NumStates]int
-	for label, n := range t.devices.ports(d.entry, d.on) {
-		held[label&stateBits] += n
-	}
-	for state, n := range held {
-		to.Held[state] = uint64(max(n, 0))
-	}
-	return to
-}
-
-// share returns the share of the pool that so many ports are. Of an empty pool every
-// call fails. Ports that are held once on each of several devices, which /proc does not
-// show, may count as more than there are.
-func (t *Tally) share(ports uint64) float64 {
-	if t.pool.Size == 0 {
-		return 1
-	}
-	return min(ratio(ports, uint64(t.pool.Size)), 1)
 }
 
 func ratio(part, whole uint64) float64 {
