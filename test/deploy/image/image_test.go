@@ -4,6 +4,7 @@ package image
 
 import (
 	"debug/elf"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -20,6 +21,8 @@ import (
 	"timewait_exporter/test/program"
 )
 
+func TestMain(m *testing.M) { program.Main(m, "../../..") }
+
 func TestImage(t *testing.T) {
 	host.NeedsRoot(t)
 	host.Needs(t, "podman", "runc")
@@ -33,6 +36,7 @@ func TestImage(t *testing.T) {
 		for _, source := range []string{"procfs", "netlink"} {
 			t.Run(source, func(t *testing.T) { p.checkRun(t, "native", source) })
 		}
+		t.Run("namespaces", func(t *testing.T) { p.checkNamespaces(t, "native") })
 	})
 	t.Run("arm64", func(t *testing.T) {
 		p.build(t, "arm64", "linux/arm64")
@@ -48,6 +52,12 @@ type podman struct {
 
 func newPodman(t *testing.T) podman {
 	dir := t.TempDir()
+	// podman's defaults are more than a root without CAP_SYS_RESOURCE may set.
+	config := filepath.Join(dir, "containers.conf")
+	if err := os.WriteFile(config, []byte("[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CONTAINERS_CONF", config)
 	p := podman{[]string{
 		"--root=" + dir + "/root", "--runroot=" + dir + "/run", "--tmpdir=" + dir + "/tmp",
 		// As on a machine without systemd. Of the runtimes, crun refuses to run where
@@ -55,7 +65,7 @@ func newPodman(t *testing.T) podman {
 		"--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime=runc",
 	}}
 	t.Cleanup(func() {
-		for _, args := range [][]string{{"rm", "--all", "--force"}, {"image", "unmount", "--all"}} {
+		for _, args := range [][]string{{"pod", "rm", "--all", "--force"}, {"rm", "--all", "--force"}, {"image", "unmount", "--all"}} {
 			if out, err := exec.Command("podman", append(p.flags, args...)...).CombinedOutput(); err != nil {
 				t.Errorf("podman %s: %v\n%s", args, err, out)
 			}
@@ -170,11 +180,8 @@ func (p podman) checkRun(t *testing.T, image, source string) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	exporter := program.Start(t, exec.Command("podman", slices.Concat(p.flags, []string{"run", "--rm", "--name=" + source,
-		"--network=host", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges",
-		// podman's defaults are more than a root without CAP_SYS_RESOURCE may set.
-		"--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024",
-		image, "--web.listen-address=localhost:0", "--collector.listeners=10000", "--collector.source=" + source})...))
+	exporter := program.Start(t, p.unprivileged("--name="+source, image,
+		"--web.listen-address=localhost:0", "--collector.listeners=10000", "--collector.source="+source))
 	body := program.Get(t, "http://"+exporter.Address(t)+"/metrics")
 	host.CheckMetrics(t, body, source)
 	_, port, err := net.SplitHostPort(listener.Addr().String())
@@ -194,4 +201,71 @@ func (p podman) checkRun(t *testing.T, image, source string) {
 	}
 
 	exporter.Stop(t)
+}
+
+// unprivileged runs a container of the host's network with every right taken away.
+func (p podman) unprivileged(args ...string) *exec.Cmd {
+	return exec.Command("podman", slices.Concat(p.flags, []string{"run", "--rm",
+		"--network=host", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"}, args)...)
+}
+
+// checkNamespaces has containers with networks of their own told by name: two, and a pod
+// of two with its sandbox, as a kubelet makes it.
+func (p podman) checkNamespaces(t *testing.T, image string) {
+	const (
+		uid    = "8712f785-1a3e-41ec-a00b-e2dcc77431cb"
+		listen = "--web.listen-address=localhost:0"
+	)
+	// What is to be said of each, and how many listeners of IPv4 it has.
+	want := map[string]int{`container="",container_id="",namespace="shop",netns="shop/web",path="",pod="web",pod_uid="` + uid + `",sysctls="assumed",unit=""`: 2}
+	for range 2 {
+		id := strings.TrimSpace(p.run(t, "run", "--detach", "--network=none", image, listen))
+		want[`container="",container_id="`+id+`",namespace="",netns="podman:`+id[:12]+`",path="",pod="",pod_uid="",sysctls="assumed",unit=""`] = 1
+	}
+	logs := t.TempDir()
+	if err := os.Chmod(filepath.Dir(logs), 0o755); err != nil { // others may look into it, as into /var/log
+		t.Fatal(err)
+	}
+	p.run(t, "pod", "create", "--name=web", "--network=none", "--cgroup-parent=/kubepods/burstable/pod"+uid, "--infra-image="+image, "--infra-command=/timewait_exporter")
+	for _, name := range []string{"app", "proxy"} {
+		id := strings.TrimSpace(p.run(t, "run", "--detach", "--pod=web", image, listen))
+		for _, dir := range []string{"pods/shop_web_" + uid + "/" + name, "containers/web_shop_" + name + "-" + id + ".log"} {
+			if err := os.MkdirAll(filepath.Join(logs, dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	flags := []string{listen, "--collector.namespaces=all", "--collector.namespaces.budget=1s"}
+	container := append([]string{"--volume=" + logs + ":/var/log:ro", image}, flags...)
+	for from, command := range map[string]*exec.Cmd{
+		"the host": exec.Command("setpriv", slices.Concat([]string{"--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all",
+			"--bounding-set=-all", "--no-new-privs", program.Path(), "--path.pod-logs=" + logs}, flags)...),
+		"its PID namespace": p.unprivileged(append([]string{"--pid=host"}, container...)...),
+		"its proc":          p.unprivileged(append(append([]string{"--volume=/proc:/host/proc:ro"}, container...), "--path.procfs=/host/proc")...),
+	} {
+		t.Run("from "+from, func(t *testing.T) {
+			exporter := program.Start(t, command)
+			address := exporter.Address(t)
+			program.Eventually(t, func() error { // tables are read in turns
+				page := program.Get(t, "http://"+address+"/metrics")
+				for _, line := range []string{`timewait_exporter_host_visible 1`, `timewait_exporter_collector_success{collector="namespaces",netns="host"} 1`} {
+					if !strings.Contains(page, "\n"+line+"\n") {
+						t.Fatalf("no %s in\n%s", line, page)
+					}
+				}
+				for info, listeners := range want {
+					if !strings.Contains(page, "\ntimewait_exporter_netns_info{"+info+"} 1\n") {
+						t.Fatalf("no %s in\n%s", info, page)
+					}
+					name := regexp.MustCompile(`netns="[^"]+"`).FindString(info)
+					if got := fmt.Sprintf("\n"+`tcp_connections{direction="inbound",family="ipv4",%s,state="listen"} %d`+"\n", name, listeners); !strings.Contains(page, got) {
+						return fmt.Errorf("no %s in\n%s", got, page)
+					}
+				}
+				return nil
+			})
+			exporter.Stop(t)
+		})
+	}
 }
