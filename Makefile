@@ -86,6 +86,7 @@ FUZZTIME ?= 1m
 fuzz:
 	@set -e; for f in FuzzParseRow FuzzTable FuzzReply; do \
 		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./collector/tcptable; done
+	go test -run '^$$' -fuzz '^FuzzText$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./capture
 	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./collector/owner
 
 # The rules of accessibility that the page is held to.

@@ -105,7 +105,15 @@ func readPiped(ctx context.Context, stdin io.Reader, o Options) (*Capture, error
 	if len(text) > maxPiped {
 		return nil, fmt.Errorf("stdin: more than %d MiB; a file of any length can be read by its name", maxPiped>>20)
 	}
-	return readText(ctx, &file{name: "stdin", taken: time.Now(), open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(text)), nil }}, o)
+	f := file{name: "stdin", taken: time.Now(), open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(text)), nil }}
+	kind, err := f.kind()
+	if err == nil && kind == archived {
+		err = errors.New("stdin is an archive, which is read by its name")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return readText(ctx, &f, o)
 }
 
 // readDirectory reads an unpacked archive of sos, or says that it is a copy of /proc.

@@ -181,6 +181,7 @@ func TestBadInput(t *testing.T) {
 		{"", "stdin is empty"},
 		{"\x00\x01\x02garbage", "is no output of ss -tan or netstat -an"},
 		{"Dear all,\nthe service is down again.\n", `it begins with "Dear all,"`},
+		{"\x1f\x8b\x08\x00", "stdin is an archive, which is read by its name"},
 		{ssText + ssText, "line 8: the header again"},
 		{netstatText + netstatText, "the header again"},
 		{windowsText + windowsText, "the header again"},
@@ -263,4 +264,24 @@ func TestPipe(t *testing.T) {
 	if _, err := Read(ctx, path, nil, Options{}); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Error(err)
 	}
+}
+
+// FuzzText reads anything. What is wrong is one line, and what is read is counted whole.
+func FuzzText(f *testing.F) {
+	for _, text := range []string{ssText, oldSSText, netstatText, procText, windowsText, utf16Text(windowsText)} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := readString(t, string(text), map[string]string{"net.ipv4.ip_local_port_range": "32768 60999", "net.ipv4.tcp_tw_reuse": "1"})
+		if err != nil {
+			if strings.Contains(err.Error(), "\n") || len(err.Error()) > 5000 {
+				t.Errorf("%q", err)
+			}
+			return
+		}
+		s := c.Namespace.Sockets
+		if s.Ports == nil || s.Ports.Connect > 1 || s.Ports.Used > c.Namespace.Pool.Size {
+			t.Errorf("%+v", s.Ports)
+		}
+	})
 }

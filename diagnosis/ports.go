@@ -33,6 +33,19 @@ type portsOf struct {
 
 func (d *portsOf) remote() string { return netip.AddrPortFrom(d.RemoteIP, d.RemotePort).String() }
 
+// second is the state that holds a quarter of the ports that are gone, beside the one that holds
+// most; 0 if there is none.
+func (d *portsOf) second() (second tcptable.State) {
+	for state, n := range d.Held {
+		state := tcptable.State(state)
+		if state != d.most && !(d.reusesTimeWaits && state == tcptable.TimeWait) && 4*float64(n) >= d.Gone*d.size &&
+			(second == 0 || n > d.Held[second]) {
+			second = state
+		}
+	}
+	return second
+}
+
 // portsToward works out where a destination is, and where it is heading.
 func (l *look) portsToward(to snapshot.Destination) *portsOf {
 	pool, sockets := l.ns.Pool, l.ns.Sockets
@@ -149,6 +162,10 @@ func (l *look) portsFinding(d *portsOf, code string, level Level, verb string) {
 	if d.most != 0 {
 		by = ", " + count(d.Held[d.most]) + " by " + stateName(d.most)
 	}
+	second := d.second()
+	if second != 0 {
+		by += " and " + count(d.Held[second]) + " by " + stateName(second)
+	}
 	f := l.find(code, level, "connect() from %s to %s %s: %s%s", d.LocalIP, d.remote(), verb, taken, by)
 	f.Remote = d.remote()
 	l.claims["remote "+f.Remote] = f
@@ -174,6 +191,18 @@ func (l *look) portsFinding(d *portsOf, code string, level Level, verb string) {
 		f.evidence("seconds_until_full", math.Round(d.untilFull.Seconds()), "s", fromTable)
 	}
 	l.portsCause(f, d)
+	switch second {
+	case 0:
+	case tcptable.TimeWait:
+		f.Cause += fmt.Sprintf(" Beside that, connections are opened for one request and closed, about %s a second.", number(d.closesPerSecond))
+	case tcptable.Established:
+		f.Cause += " Beside that, connections are kept open, or leaked."
+	case tcptable.CloseWait:
+		f.Cause += " Beside that, a program here leaks connections that the destination has closed."
+		l.claims["outbound CLOSE_WAIT"] = f
+	default:
+		f.Cause += fmt.Sprintf(" Beside that, %s are in %s.", count(d.Held[second]), stateName(second))
+	}
 	l.ownDestination(f, d)
 }
 

@@ -167,6 +167,12 @@ func scenes() []scene {
 			rows: rows{}.connect(25000, tcptable.CloseWait, us, web),
 		},
 		{
+			name: "ports_by_both", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: database,
+			rows: rows{}.connect(15000, tcptable.TimeWait, us, database).each(func(i int, s *tcptable.Socket) { s.Local.Port = uint16(47768 + i) }, func(r rows) rows {
+				return r.connect(12000, tcptable.Established, us, database)
+			}),
+		},
+		{
 			name: "ports_by_fin_wait2", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: web,
 			rows: rows{}.connect(26000, tcptable.FinWait2, us, web),
 		},
