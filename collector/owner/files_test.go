@@ -24,9 +24,7 @@ func (f fixture) run(pid, started, open int, limit, comm string) {
 	for fd := range open {
 		f.write(filepath.Join(dir, "fd", strconv.Itoa(fd)), "")
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "fd"), 0o755); err != nil {
-		f.t.Fatal(err)
-	}
+	must(f.t, os.MkdirAll(filepath.Join(dir, "fd"), 0o755))
 }
 
 func TestProcesses(t *testing.T) {

@@ -30,9 +30,7 @@ func newFixture(t testing.TB, self, first string) fixture {
 	f.mkdir("/")
 	f.process(7, self)
 	f.process(1, first)
-	if err := os.Symlink("7", filepath.Join(f.proc, "self")); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Symlink("7", filepath.Join(f.proc, "self")))
 	escaped := strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`).Replace(f.tree)
 	f.write(filepath.Join(f.proc, "7/mountinfo"), "22 27 0:21 / /proc rw,relatime shared:12 - proc proc rw\n"+
 		"30 23 0:26 / "+escaped+" ro,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n")
@@ -41,12 +39,8 @@ func newFixture(t testing.TB, self, first string) fixture {
 
 func (f fixture) write(path, text string) {
 	f.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		f.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		f.t.Fatal(err)
-	}
+	must(f.t, os.MkdirAll(filepath.Dir(path), 0o755))
+	must(f.t, os.WriteFile(path, []byte(text), 0o644))
 }
 
 // process makes a process with its cgroup file.
@@ -64,17 +58,13 @@ func (f fixture) mkdir(path string, pids ...int) uint64 {
 	}
 	f.write(filepath.Join(f.tree, path, "cgroup.procs"), procs.String())
 	stat, err := lstat(filepath.Join(f.tree, path))
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	must(f.t, err)
 	return stat.Ino
 }
 
 func (f fixture) remove(path string) {
 	f.t.Helper()
-	if err := os.RemoveAll(filepath.Join(f.tree, path)); err != nil {
-		f.t.Fatal(err)
-	}
+	must(f.t, os.RemoveAll(filepath.Join(f.tree, path)))
 }
 
 // resolver returns one for the machine, whose tree is of the whole machine.
@@ -92,9 +82,7 @@ func (f fixture) resolver(o Options) *Resolver {
 func newResolver(t testing.TB, o Options) *Resolver {
 	t.Helper()
 	r, err := New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return r
 }
 

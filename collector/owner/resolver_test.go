@@ -24,9 +24,7 @@ const (
 func newProc(t *testing.T, root string) procfs.FS {
 	t.Helper()
 	proc, err := procfs.NewFS(root)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return proc
 }
 
@@ -338,19 +336,13 @@ func TestLongPath(t *testing.T) {
 	f := newFixture(t, v2Host, v2Host)
 	dir := strings.Repeat("d", 250)
 	fd, err := unix.Open(f.tree, unix.O_DIRECTORY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	var ids []uint64
 	for range 20 {
 		var stat unix.Stat_t
-		if err := errors.Join(unix.Mkdirat(fd, dir, 0o755), unix.Fstatat(fd, dir, &stat, 0)); err != nil {
-			t.Fatal(err)
-		}
+		must(t, errors.Join(unix.Mkdirat(fd, dir, 0o755), unix.Fstatat(fd, dir, &stat, 0)))
 		next, err := unix.Openat(fd, dir, unix.O_DIRECTORY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		unix.Close(fd)
 		fd = next
 		ids = append(ids, stat.Ino)
