@@ -16,6 +16,10 @@ import (
 	"timewait_exporter/collector/tcptable"
 )
 
+// lookPause is the least time between two looks at processes, which cost milliseconds, however
+// many scrapes there are.
+const lookPause = time.Second
+
 // owners tells whose the sockets of a walk are.
 type owners struct {
 	logger log.Logger
@@ -30,6 +34,7 @@ type ownership struct {
 	processes *owner.Processes
 	counts    *tally.Owners
 	dump      *tcptable.SockDiag // of what the rows of /proc don't tell
+	looked    time.Time          // when processes were looked at last
 	err       string             // the last one that is in the log
 }
 
@@ -122,7 +127,10 @@ func (s *ownership) addProcesses(now time.Time, found *snapshot.Owners) {
 			named[o.Name] = o.Cgroups
 		}
 	}
-	s.processes.Update(now, named)
+	if now.Sub(s.looked) >= lookPause {
+		s.processes.Update(now, named)
+		s.looked = now
+	}
 	for i := range found.All {
 		o := &found.All[i]
 		o.Program = s.processes.Program(o.Name)
