@@ -31,7 +31,7 @@ func New(ctx context.Context, cfg Config, logger log.Logger) (*Collector, error)
 		diags:  make(spare[*tcptable.SockDiag], 1),
 	}}
 	if cfg.AllNamespaces {
-		others, name, err := newNamespaces(&c.table)
+		others, name, err := newNamespaces(ctx, &c.table)
 		if err != nil {
 			return nil, err
 		}

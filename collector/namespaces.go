@@ -67,7 +67,8 @@ type view struct {
 	outside  []uint16 // others that connections went out from, up to maxOutside
 }
 
-func newNamespaces(t *table) (*namespaces, string, error) {
+// newNamespaces returns what reads all namespaces but the one of t, and the name of that.
+func newNamespaces(ctx context.Context, t *table) (*namespaces, string, error) {
 	inode, err := netInode(t.cfg.Namespace.Dir)
 	if err != nil {
 		return nil, "", err
@@ -85,11 +86,14 @@ func newNamespaces(t *table) (*namespaces, string, error) {
 		views:  make(map[*netns.Namespace]*view),
 	}
 	name := t.cfg.Namespace.Name
-	found, err := finder.Find(context.Background())
+	found, err := finder.Find(ctx)
 	for _, ns := range found.Namespaces {
 		if ns.Inode == inode {
 			name = ns.Name
 		}
+	}
+	if err == nil && !found.HostVisible {
+		level.Info(t.logger).Log("msg", "the processes of the host can't be seen, so network namespaces may be missing; is hidepid set, or is this a PID namespace?", "found", len(found.Namespaces))
 	}
 	return n, name, err
 }
@@ -104,6 +108,7 @@ func (s *namespaces) read(ctx context.Context, tables bool) (*snapshot.Namespace
 	}
 	out := &snapshot.Namespaces{HostVisible: found.HostVisible}
 	errs := []error{err}
+	var late error // there was no time for the others
 	views := make(map[*netns.Namespace]*view, len(found.Namespaces))
 	var all []*view
 	for i, ns := range found.Namespaces {
@@ -111,12 +116,12 @@ func (s *namespaces) read(ctx context.Context, tables bool) (*snapshot.Namespace
 			out.Own = ns.Owner
 			continue
 		}
-		if ctx.Err() != nil {
-			errs = append(errs, fmt.Errorf("%d of %d network namespaces were read: %w", i, len(found.Namespaces), context.Cause(ctx)))
-		}
 		v := cmp.Or(s.views[ns], &view{Namespace: ns})
 		views[ns] = v
-		if ctx.Err() != nil {
+		if late == nil && ctx.Err() != nil {
+			late = fmt.Errorf("no more than %d of %d network namespaces were read: %w", i, len(found.Namespaces), context.Cause(ctx))
+		}
+		if late != nil {
 			continue
 		}
 		switch err := s.count(v); {
@@ -137,7 +142,7 @@ func (s *namespaces) read(ctx context.Context, tables bool) (*snapshot.Namespace
 		s.look(ctx, all)
 	}
 	s.describe(out, all)
-	return out, errors.Join(errs...)
+	return out, errors.Join(append(errs, late)...)
 }
 
 // count reads the kernel's counts of a namespace: none if its processes have ended.

@@ -1,9 +1,13 @@
 package collector
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -269,4 +273,110 @@ func heap() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
+}
+
+// TestNamespaceErrors has a namespace that can't be read, wholly or in part: it takes nothing of
+// the others.
+func TestNamespaceErrors(t *testing.T) {
+	tree := func(t *testing.T) string {
+		t.Helper()
+		root := writeProc(t)
+		for _, pid := range []string{"1", "7", "8", "9"} {
+			if err := os.CopyFS(filepath.Join(root, pid, "net"), os.DirFS(filepath.Join(root, "net"))); err != nil {
+				t.Fatal(err)
+			}
+			writeFile(t, filepath.Join(root, pid, "cgroup"), "0::/system.slice/s"+pid+".service\n")
+			writeFile(t, filepath.Join(root, pid, "stat"), pid+" (s) S"+strings.Repeat(" 0", 50)+"\n")
+		}
+		return root
+	}
+	f := func(name string, breakIt func(net string) error, failed, logged string, want func(t *testing.T, p page)) {
+		t.Run(name, func(t *testing.T) {
+			root := tree(t)
+			if err := breakIt(filepath.Join(root, "8/net")); err != nil {
+				t.Fatal(err)
+			}
+			cfg := fixture(t, root)
+			cfg.AllNamespaces, cfg.Budget = true, time.Minute
+			c, out := newLogged(t, cfg)
+			s := <-c.others
+			var all *snapshot.Namespaces
+			var err error
+			withoutCapabilities(t, func() { all, err = s.read(t.Context(), true) })
+			if (failed != "") != (err != nil) || err != nil && !strings.Contains(err.Error(), failed) {
+				t.Errorf("failed with %v, want %q", err, failed)
+			}
+			if log := out.take(); (logged != "") != (log != "") || !strings.Contains(log, logged) {
+				t.Errorf("logged %s, want %q", log, logged)
+			}
+			p := gather(t, read{&snapshot.Namespace{Name: "host"}, &snapshot.Node{Namespaces: all}})
+			want(t, p)
+			for _, netns := range []string{"s7.service", "s9.service"} {
+				p.want(t, 1, "tcp_connections", "netns", netns, "state", "listen")
+				if n := len(p.series("tcp_active_opens_total", "netns", netns)); n != 1 {
+					t.Errorf("%s has %d counters", netns, n)
+				}
+			}
+		})
+	}
+	f("denied", func(net string) error { return os.Chmod(filepath.Join(net, "snmp"), 0) }, "", "", func(t *testing.T, p page) {
+		t.Helper()
+		p.want(t, 1, "timewait_exporter_namespaces", "tables", "denied")
+		p.want(t, 2, "timewait_exporter_namespaces", "tables", "read")
+		p.wantNone(t, "timewait_exporter_netns_info", "netns", "s8.service")
+	})
+	f("a file", func(net string) error { return os.WriteFile(filepath.Join(net, "snmp"), []byte("lots\n"), 0o600) }, "s8.service: snmp: ", "", func(t *testing.T, p page) {
+		t.Helper()
+		p.wantNone(t, "tcp_active_opens_total", "netns", "s8.service")
+		p.want(t, 6, "tcp_sockets_in_use", "netns", "s8.service")
+		p.want(t, 1, "tcp_connections", "netns", "s8.service")
+	})
+	f("a table", func(net string) error { return os.Truncate(filepath.Join(net, "tcp"), 200) }, "", "netns=s8.service", func(t *testing.T, p page) {
+		t.Helper()
+		p.want(t, 2, "timewait_exporter_namespaces", "tables", "read")
+		p.want(t, 6, "tcp_sockets_in_use", "netns", "s8.service")
+		p.wantNone(t, "tcp_connections", "netns", "s8.service")
+		p.wantNone(t, "timewait_exporter_table_read_timestamp_seconds", "netns", "s8.service")
+	})
+	f("no file", func(net string) error { return os.Remove(filepath.Join(net, "netstat")) }, "", "", func(t *testing.T, p page) {
+		t.Helper()
+		p.wantNone(t, "tcp_listen_drops_total", "netns", "s8.service")
+		p.want(t, 1, "tcp_connections", "netns", "s8.service")
+	})
+}
+
+// ending is a context that is done once its end was asked for so many times.
+type ending struct {
+	context.Context
+	left int
+}
+
+func (e *ending) Err() error {
+	if e.left--; e.left < 0 {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// TestNamespacesDeadline leaves out what there was no time for: namespaces, with an error, or
+// only tables.
+func TestNamespacesDeadline(t *testing.T) {
+	const findAndCount = 5 // of one process in 64, and for each of the four
+	for left := range findAndCount + 2 {
+		all, err := newOthers(t).read(&ending{t.Context(), left}, true)
+		switch {
+		case left == 0:
+			if err == nil || all != nil {
+				t.Errorf("without any time: %v, %v", all, err)
+			}
+		case left < findAndCount:
+			if n := len(all.Others); !errors.Is(err, context.DeadlineExceeded) || n != left-1 || all.Read != 0 {
+				t.Errorf("%d asked: %d namespaces, %d tables, %v", left, n, all.Read, err)
+			}
+		default:
+			if n := len(all.Others); err != nil || n != 4 || all.Read > 1 {
+				t.Errorf("%d asked: %d namespaces, %d tables, %v", left, n, all.Read, err)
+			}
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package kernelstat
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -49,10 +50,7 @@ func TestReader(t *testing.T) {
 		"stat/nf_conntrack": "entries drop\n0000000a 00000001\n0000000a 000000ff\n",
 	}
 	with := func(name, text string) map[string]string {
-		files := make(map[string]string)
-		for n, text := range whole {
-			files[n] = text
-		}
+		files := maps.Clone(whole)
 		files[name] = text
 		return files
 	}

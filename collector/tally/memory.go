@@ -1,6 +1,7 @@
 package tally
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -31,10 +32,7 @@ func (t *Tally) Remember() *Memory {
 		t.whole = false
 	}
 	f := t.former
-	m := &Memory{seen: f.seen, gone: make(map[uint16]time.Time, len(f.gone)), spent: slices.Collect(f.spent.All())}
-	for port, seen := range f.gone {
-		m.gone[port] = seen
-	}
+	m := &Memory{seen: f.seen, gone: maps.Clone(f.gone), spent: slices.Collect(f.spent.All())}
 	for of := range f.listeners {
 		l := &m.listeners[of]
 		for port := range f.listeners[of].wildcard.All() {
@@ -67,9 +65,7 @@ func (t *Tally) Recall(m *Memory) {
 		return
 	}
 	f.seen = m.seen
-	for port, seen := range m.gone {
-		f.gone[port] = seen
-	}
+	maps.Copy(f.gone, m.gone)
 	for _, port := range m.spent {
 		f.spent.Add(port)
 	}

@@ -232,7 +232,7 @@ func TestNamespacesSoak(t *testing.T) {
 					t.Error(err)
 					break
 				}
-				go command.Wait() //nolint:errcheck // it ends by itself, or with the test
+				go command.Wait() // it ends by itself, or with the test
 				time.Sleep(50 * time.Millisecond)
 			}
 			made <- n
