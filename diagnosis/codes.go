@@ -73,7 +73,7 @@ func Codes() []Code {
 		{Name: "TCPOrphansNearLimit", Threshold: orphansNear, Says: "closed connections that still send are near their limit"},
 		{Name: "TCPMemoryPressure", Threshold: memoryPressure, Says: "TCP's memory is scarce"},
 		{Name: "TCPConnectionsAbortedForMemory", Says: "the kernel resets connections for want of memory or orphans"},
-		{Name: "ConntrackNearLimit", Says: "the firewall's table of connections is nearly full", runbook: "README"},
+		{Name: "ConntrackNearLimit", Threshold: conntrackNear, Says: "the firewall's table of connections is nearly full"},
 		{Name: "FileHandlesNearLimit", Threshold: fileHandlesNear, Says: "the machine's file handles are nearly used up"},
 		{Name: "TCPProcessFilesNearLimit", Threshold: processFilesNear, Says: "a process has nearly as many files open as it may", runbook: "TCPCloseWaitLeak"},
 		{Name: "WindowsDynamicPortsNearExhaustion", Says: "on Windows: the dynamic ports are nearly gone, or are", runbook: "README"},

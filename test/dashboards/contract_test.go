@@ -25,7 +25,7 @@ func readAlerts(t *testing.T) map[string]rules.Rule {
 
 // TestImport checks what lets the JSON import into Grafana 9.1 and every later one.
 func TestImport(t *testing.T) {
-	uids := []string{"timewait-destinations", "timewait-fleet", "timewait-host"} // links and alerts name them
+	uids := []string{"timewait-destinations", "timewait-fleet", "timewait-host", "timewait-namespaces"} // links and alerts name them
 	boards := readBoards(t)
 	if got := slices.Sorted(maps.Keys(boards)); !slices.Equal(got, uids) {
 		t.Errorf("uids %q, want %q", got, uids)

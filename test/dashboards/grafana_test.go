@@ -181,7 +181,7 @@ func TestRowsMerge(t *testing.T) {
 var longest = map[string]string{
 	"state": "established", "direction": "outbound", "queue": "receive", "pool": "bind_any", "timer": "retransmit", "reason": "timeout",
 	"collector": "listeners", "job": "timewait_exporter", "remote_ip": "2001:db8:85a3::8a2e:370:7", "local_ip": "2001:db8:85a3::8a2e:370:7",
-	"remote_port": "65535", "local_port": "65535",
+	"remote_port": "65535", "local_port": "65535", "netns": "shop/recommendations-7d9f8b6c5-x2k8p", "tables": "unchanged",
 }
 
 // TestLegendsFit: in a window of 1280 pixels a legend beside the picture leaves most of the panel to it, and one below is not cut.

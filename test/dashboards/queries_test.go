@@ -30,6 +30,11 @@ var notInPrivateNetwork = []string{
 	"timewait-host / How near is TCP memory pressure? / A", // net.ipv4.tcp_mem
 	"timewait-host / Orphans of their limit / A",           // net.ipv4.tcp_max_orphans
 	"timewait-host / Which limits are in force? / E",       // tcp_tw_recycle, until Linux 4.11
+	// One namespace is read, and no NAT is known.
+	"timewait-namespaces / Ports of the NAT / A",
+	"timewait-namespaces / All processes seen / A",
+	"timewait-namespaces / Where do the node's connections go to? / A",
+	"timewait-namespaces / Tables read, unchanged and waiting / A",
 	// The traffic is not ten minutes old.
 	"timewait-fleet / Which owners have CLOSE_WAITs that are old? / A",
 	"timewait-fleet / Which owners have CLOSE_WAITs that are old? / B",
@@ -59,6 +64,8 @@ var quietWithoutData = append(slices.Clone(notInPrivateNetwork),
 	"timewait-fleet / The worst destinations across all machines / B",
 	"timewait-fleet / Which machines hold ports toward $remote_ip port $remote_port? / A",
 	"timewait-fleet / Which machines hold ports toward $remote_ip port $remote_port? / B",
+	"timewait-namespaces / Which namespaces have most CLOSE_WAITs? / A",
+	"timewait-namespaces / Which namespaces have most CLOSE_WAITs? / B",
 	"timewait-fleet / Most CLOSE_WAITs / A",
 	"timewait-fleet / Most CLOSE_WAITs / B",
 	// No pool fills, nobody is turned away, nothing fires.
@@ -71,6 +78,8 @@ var quietWithoutData = append(slices.Clone(notInPrivateNetwork),
 	"timewait-fleet / annotation / Warnings",
 	"timewait-host / annotation / Critical alerts",
 	"timewait-host / annotation / Warnings",
+	"timewait-namespaces / annotation / Critical alerts",
+	"timewait-namespaces / annotation / Warnings",
 	"timewait-destinations / annotation / Critical alerts",
 	"timewait-destinations / annotation / Warnings",
 )

@@ -25,7 +25,7 @@ func generate(repository, folder string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"host", "destinations", "fleet"} {
+	for _, name := range []string{"host", "destinations", "namespaces", "fleet"} {
 		board, err := readBoard(name)
 		if err != nil {
 			return err

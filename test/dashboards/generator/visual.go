@@ -291,7 +291,7 @@ func (p Panel) rows() *table.PanelBuilder {
 }
 
 // keyWidth are the widths, in pixels, of labels whose values are all about as long.
-var keyWidth = map[string]int{"remote_ip": 125, "local_ip": 110, "direction": 95, "remote_port": 118, "local_port": 108, "alertname": 230, "netns": 75, "state": 100, "severity": 90}
+var keyWidth = map[string]int{"remote_ip": 125, "local_ip": 110, "direction": 95, "remote_port": 118, "local_port": 108, "alertname": 230, "state": 100, "severity": 90}
 
 func noFooter() *common.TableFooterOptionsBuilder {
 	return common.NewTableFooterOptionsBuilder().Show(false).Reducer([]string{})

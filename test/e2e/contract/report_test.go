@@ -14,6 +14,8 @@ import (
 // What an alert sees and one look does not, or not under the alert's name.
 var noFinding = map[string]string{
 	"TCPListenDrops":                 "a rate of drops: one look has none, and counters is not_checked",
+	"ConntrackInsertFailing":         "a rate of failures: one look has none",
+	"TCPNATPortsNearExhaustion":      "a sum over the network namespaces of a node: a report is of one",
 	"TimewaitExporterDown":           "it is about the exporter as a server",
 	"TimewaitExporterSlow":           "it is about the exporter as a server",
 	"TimewaitExporterScrapeFailing":  "what can't be read is not_checked",
