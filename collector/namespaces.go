@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
@@ -44,6 +46,7 @@ const (
 type namespaces struct {
 	table  *table
 	own    uint64 // the inode of the one that the other parts read
+	hidden bool   // PID 1 is, so the own one may be the host's, whoever this process belongs to
 	finder *netns.Finder
 	reader *kernelstat.Reader
 	pool   *kernelstat.Pool
@@ -85,10 +88,12 @@ func newNamespaces(ctx context.Context, t *table) (*namespaces, string, error) {
 		tally:  tally.New(t.cfg.RemotePrefixIPv4, t.cfg.RemotePrefixIPv6, t.cfg.RemoteGroups...),
 		views:  make(map[*netns.Namespace]*view),
 	}
+	_, err = os.Stat(filepath.Join(t.cfg.ProcRoot, "1/net"))
+	n.hidden = err != nil
 	name := t.cfg.Namespace.Name
 	found, err := finder.Find(ctx)
 	for _, ns := range found.Namespaces {
-		if ns.Inode == inode {
+		if ns.Inode == inode && !n.hidden {
 			name = ns.Name
 		}
 	}
@@ -113,7 +118,9 @@ func (s *namespaces) read(ctx context.Context, tables bool) (*snapshot.Namespace
 	var all []*view
 	for i, ns := range found.Namespaces {
 		if ns.Inode == s.own {
-			out.Own = ns.Owner
+			if !s.hidden {
+				out.Own = ns.Owner
+			}
 			continue
 		}
 		v := cmp.Or(s.views[ns], &view{Namespace: ns})
