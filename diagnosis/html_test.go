@@ -2,6 +2,7 @@ package diagnosis
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"reflect"
 	"slices"
@@ -75,6 +76,10 @@ func TestHostileNames(t *testing.T) {
 	write := func(text string) (page []byte) {
 		r := new(Report)
 		fill(reflect.ValueOf(r).Elem(), text)
+		inJSON, err := json.Marshal(r)
+		if err != nil || bytes.ContainsAny(inJSON, "<>&") {
+			t.Errorf("%v: %s", err, inJSON)
+		}
 		r.Findings[0].Runbook = "/runbooks/" + text // of the program's own
 		var b bytes.Buffer
 		if err := r.WriteHTML(&b, []Link{{"./metrics", text}}); err != nil {
