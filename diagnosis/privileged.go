@@ -5,6 +5,10 @@ import "timewait_exporter/collector/kernelstat"
 // privileged finds the privileged source ports used up: the kernel's NFS client takes one for
 // each mount, by number and whatever the destination (xs_bind in net/sunrpc/xprtsock.c).
 func (l *look) privileged() {
+	if l.ns.Sockets.HeldPorts == nil {
+		l.skip("TCPPrivilegedPortsNearExhaustion", "which ports are held is counted in the exporter's own network namespace only")
+		return
+	}
 	low, hasLow := l.kernel(kernelstat.SysctlOr("sunrpc.min_resvport", 665))
 	high, hasHigh := l.kernel(kernelstat.SysctlOr("sunrpc.max_resvport", 1023))
 	if !hasLow || !hasHigh || high < low || high > 65535 {

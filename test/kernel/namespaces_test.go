@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"timewait_exporter/diagnosis"
 	"timewait_exporter/test/netns"
 	"timewait_exporter/test/program"
 )
@@ -168,6 +171,22 @@ func TestNamespaces(t *testing.T) {
 			}
 			p.want(t, 1, "timewait_exporter_netns_info", "netns", name, "sysctls", sysctls)
 			p.want(t, ratio, "tcp_ephemeral_port_utilisation_ratio", "netns", name, "pool", "connect")
+		}
+
+		// So they are in the report.
+		_, body, err := e.get("/report.json", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var report diagnosis.Report
+		if err := json.Unmarshal(body, &report); err != nil {
+			t.Fatalf("%v: %s", err, body)
+		}
+		for i, n := range all {
+			want := diagnosis.StateRow{Netns: n.name(t, p), Family: "ipv4", Direction: "outbound", State: "established", Connections: uint64(i + 1)}
+			if !slices.Contains(report.Tables.States, want) {
+				t.Errorf("the report has no %v", want)
+			}
 		}
 
 		// One ends, and is gone; another changes, and is read again.
