@@ -27,6 +27,7 @@ var notEverywhere = []string{
 	"tcp_orphan_limit", "tcp_memory_limit_bytes", // in the kernel's first network namespace
 	"tcp_destination_unanswered_connections", "tcp_owner_unaccepted_connections", "tcp_owner_close_wait_oldest_seconds", "tcp_owner_close_wait_older_connections",
 	"tcp_destination_owner_share_ratio", "tcp_owner_worst_process_open_fds", "tcp_owner_worst_process_max_fds", // of sockets that this one has not, and Linux 6.2
+	"tcp_owner_info",                                                                                                                       // on a busy machine not at the first scrape
 	"tcp_node_destination_connections", "tcp_nat_port_utilisation_ratio", "timewait_exporter_namespaces", "timewait_exporter_host_visible", // by a flag
 }
 
