@@ -3,7 +3,6 @@ package collector
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -13,7 +12,6 @@ import (
 	"timewait_exporter/collector/owner"
 	"timewait_exporter/collector/snapshot"
 	"timewait_exporter/collector/tally"
-	"timewait_exporter/collector/tcptable"
 )
 
 // lookPause is the least time between two looks at processes, which cost milliseconds, however
@@ -33,9 +31,8 @@ type ownership struct {
 	names     *owner.Resolver
 	processes *owner.Processes
 	counts    *tally.Owners
-	dump      *tcptable.SockDiag // of what the rows of /proc don't tell
-	looked    time.Time          // when processes were looked at last
-	err       string             // the last one that is in the log
+	looked    time.Time // when processes were looked at last
+	err       string    // the last one that is in the log
 }
 
 // findOwners returns what tells the owners of sockets, nil where nothing does, and
@@ -68,30 +65,33 @@ func findOwners(ctx context.Context, cfg Config, hasDiag bool, t *table, logger 
 	}
 	level.Info(logger).Log("msg", "telling owners of sockets", "source", source.Source, "reason", source.Reason)
 	o := &owners{logger: logger, table: t, state: make(spare[*ownership], 1)}
-	o.state.put(&ownership{names: names, processes: owner.NewProcesses(names), counts: tally.NewOwners(cfg.Owners), dump: tcptable.NewSockDiag()})
+	o.state.put(&ownership{names: names, processes: owner.NewProcesses(names), counts: tally.NewOwners(cfg.Owners)})
 	t.owners = true
 	t.ages.Store(true)
 	return o, source
 }
 
-// read returns the owners of the sockets of a walk, whose walker is put back. It does not wait
-// longer than smallTimeout for what hangs.
+// read returns the owners of the sockets of a walk, whose walker is put back. For names, which
+// are in file systems that may hang, it does not wait longer than smallTimeout.
 func (o *owners) read(ctx context.Context, w *walked) (*snapshot.Owners, error) {
 	if w == nil {
 		return nil, errors.New("the socket table was not read")
 	}
-	if err := o.hung.check(); err != nil {
+	err := w.countLive(ctx)
+	o.table.ages.Store(err != nil || w.tally.HasCloseWaits())
+	if err == nil {
+		err = o.hung.check()
+	}
+	if err != nil {
 		o.table.walkers.put(w.walker)
 		return nil, err
 	}
-	found, _, err := begin(ctx, smallTimeout, &o.hung, func(ctx context.Context) (*snapshot.Owners, error) {
+	found, _, err := begin(ctx, smallTimeout, &o.hung, func(context.Context) (*snapshot.Owners, error) {
 		defer o.table.walkers.put(w.walker)
 		select {
 		case state := <-o.state:
 			defer o.state.put(state)
-			found, err := state.read(ctx, w, o.logger)
-			o.table.ages.Store(err != nil || w.tally.HasCloseWaits())
-			return found, err
+			return state.read(w, o.logger), nil
 		default:
 			return nil, errors.New("an earlier read has not returned")
 		}
@@ -99,24 +99,12 @@ func (o *owners) read(ctx context.Context, w *walked) (*snapshot.Owners, error) 
 	return found, err
 }
 
-func (s *ownership) read(ctx context.Context, w *walked, logger log.Logger) (*snapshot.Owners, error) {
-	if w.Source == SourceProcfs {
-		s.dump.Ages = w.ages
-		if err := w.tally.CountLive(s.dump.Live(ctx)); err != nil {
-			return nil, fmt.Errorf("live sockets: %w", err)
-		}
-	}
-	// Where the last walk had none in CLOSE_WAIT, ages were not asked for.
-	if !w.ages && w.tally.HasCloseWaits() {
-		if err := w.tally.AgeCloseWaits(s.dump.CloseWaits(ctx)); err != nil {
-			return nil, fmt.Errorf("sockets in CLOSE_WAIT: %w", err)
-		}
-	}
+func (s *ownership) read(w *walked, logger log.Logger) *snapshot.Owners {
 	now := time.Now()
 	s.tell(s.names.Update(now, w.tally.Cgroups()), logger)
 	found := s.counts.Snapshot(now, w.tally, w.Sockets, s.names)
 	s.addProcesses(now, found)
-	return found, nil
+	return found
 }
 
 // addProcesses tells the programs of the owners that have a name of their own.

@@ -3,6 +3,7 @@ package collector
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -42,6 +43,7 @@ type table struct {
 type walker struct {
 	tally           *tally.Tally
 	procfs, netlink tcptable.Source // netlink is nil if it is not to be used
+	live            *tcptable.SockDiag
 }
 
 func (t *table) newWalker() *walker {
@@ -54,6 +56,7 @@ func (t *table) newWalker() *walker {
 	}
 	if t.owners {
 		w.tally.CountOwners()
+		w.live = tcptable.NewSockDiag()
 	}
 	return w
 }
@@ -64,6 +67,23 @@ type walked struct {
 	*snapshot.Sockets
 	*walker
 	ages bool // netlink was asked for those of sockets
+}
+
+// countLive counts live sockets by cgroup, where the rows of the walk did not tell it, and how
+// old those in CLOSE_WAIT are, where the walk was not asked for it.
+func (w *walked) countLive(ctx context.Context) error {
+	if w.Source == SourceProcfs {
+		w.live.Ages = w.ages
+		if err := w.tally.CountLive(w.live.Live(ctx)); err != nil {
+			return fmt.Errorf("live sockets: %w", err)
+		}
+	}
+	if !w.ages && w.tally.HasCloseWaits() {
+		if err := w.tally.AgeCloseWaits(w.live.CloseWaits(ctx)); err != nil {
+			return fmt.Errorf("sockets in CLOSE_WAIT: %w", err)
+		}
+	}
+	return nil
 }
 
 // walk reads the socket table and counts it. A netlink that fails is tried once
