@@ -26,9 +26,12 @@ const (
 	// unchangedFor is how long a table is left that no counter says has changed:
 	// accept(2) and recv(2) change one without, and TIME_WAITs grow old.
 	unchangedFor = 5 * time.Minute
-	// urgentShare of the pool, and urgentCloseWait of the open connections, are half of
-	// what alerts fire at.
+	// urgentShare of the pool, urgentCloseWait of the open connections, urgentUnanswered
+	// connections, and urgentRemote of at least urgentInbound of the pool, are half of what
+	// alerts fire at.
 	urgentShare, urgentCloseWait = 0.25, 0.05
+	urgentUnanswered             = 2
+	urgentRemote, urgentInbound  = 0.25, 0.05
 	// fewCloseWaits are no leak.
 	fewCloseWaits = 10
 	// maxOutside ports outside of the pool that is assumed, in use by connect(2), show
@@ -236,7 +239,7 @@ func (v *view) class(p *kernelstat.Pool, now time.Time) int {
 			return urgent
 		}
 		return changed
-	case v.portsUsed(p) >= urgentShare, v.leaks():
+	case v.portsUsed(p) >= urgentShare, v.leaks(), v.hangs(), v.hasOneRemote(p):
 		return urgent
 	case v.hasChanged(), now.Sub(v.sockets.Read) >= unchangedFor:
 		return changed
@@ -272,6 +275,23 @@ func (v *view) leaks() bool {
 	}
 	now, then := float64(v.kernel[currEstab]), float64(v.then[currEstab])
 	return closeWaits >= fewCloseWaits && float64(closeWaits) >= urgentCloseWait*now || now > 2*then+fewCloseWaits*fewCloseWaits
+}
+
+// hangs reports whether connections waited at the last look for a peer that does not
+// answer, or for accept(2).
+func (v *view) hangs() bool {
+	return v.sockets.Unanswered[snapshot.Outbound].Sum() >= urgentUnanswered ||
+		slices.ContainsFunc(v.sockets.AcceptQueues, func(q snapshot.AcceptQueue) bool { return q.Length > 0 })
+}
+
+// hasOneRemote reports whether one remote had a large part of many inbound connections at
+// the last look.
+func (v *view) hasOneRemote(p *kernelstat.Pool) bool {
+	var inbound uint64
+	for f := range snapshot.NumFamilies {
+		inbound += v.sockets.Connections[f][snapshot.Inbound][tcptable.Established]
+	}
+	return v.sockets.TopShare[snapshot.Inbound][tcptable.Established] >= urgentRemote && float64(inbound) >= urgentInbound*float64(p.Size)
 }
 
 // hasChanged reports whether a counter of TCP has since the last look.

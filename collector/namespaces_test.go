@@ -77,6 +77,32 @@ func TestOrder(t *testing.T) {
 	f(3)
 }
 
+// TestUrgent has what an alert may be about in the next minute, though ports are free.
+func TestUrgent(t *testing.T) {
+	f := func(want int, what string, change func(*snapshot.Sockets)) {
+		t.Helper()
+		v := looked(what, 1, time.Minute, 0, 0)
+		change(v.sockets)
+		if got := v.class(kernelstat.DefaultPool(), time.Now()); got != want {
+			t.Errorf("%s: class %d, want %d", what, got, want)
+		}
+	}
+	f(unchanged, "nothing", func(*snapshot.Sockets) {})
+	f(urgent, "a queue", func(s *snapshot.Sockets) { s.AcceptQueues = []snapshot.AcceptQueue{{Port: 80}, {Port: 443, Length: 1}} })
+	f(unchanged, "a queue that is empty", func(s *snapshot.Sockets) { s.AcceptQueues = []snapshot.AcceptQueue{{Port: 80}} })
+	f(urgent, "a peer that is gone", func(s *snapshot.Sockets) { s.Unanswered[snapshot.Outbound][tcptable.Established] = 2 })
+	f(unchanged, "a loss", func(s *snapshot.Sockets) { s.Unanswered[snapshot.Outbound][tcptable.SynSent] = 1 })
+	oneRemote := func(inbound uint64, share float64) func(*snapshot.Sockets) {
+		return func(s *snapshot.Sockets) {
+			s.Connections[snapshot.IPv6][snapshot.Inbound][tcptable.Established] = inbound
+			s.TopShare[snapshot.Inbound][tcptable.Established] = share
+		}
+	}
+	f(urgent, "a remote with many", oneRemote(1500, 0.3))
+	f(unchanged, "a remote with few", oneRemote(1000, 1))
+	f(unchanged, "many remotes", oneRemote(15000, 0.1))
+}
+
 // TestPoolOfOthers has ports outside of the pool that is assumed: of listeners and of
 // those that a program chose itself they tell nothing.
 func TestPoolOfOthers(t *testing.T) {

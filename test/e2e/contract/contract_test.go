@@ -80,6 +80,28 @@ func TestAlertsNeedNoRecordingRule(t *testing.T) {
 	}
 }
 
+// TestAlertsHoldOnFreshLooks: tables of other network namespaces are read in turns. What an alert makes of such a table has to be of a
+// look that is less than a minute old, or of something that the exporter's own namespace alone has.
+func TestAlertsHoldOnFreshLooks(t *testing.T) {
+	const fresh = "unless on (job, instance, netns) " +
+		"(timestamp(timewait_exporter_table_read_timestamp_seconds) - timewait_exporter_table_read_timestamp_seconds >= 60)"
+	table := regexp.MustCompile(`\btcp_(connections|destination_|remote_|local_|listener_|ephemeral_port_utilisation_ratio)`)
+	own := regexp.MustCompile(`/ max_over_time\(tcp_time_wait_limit|tcp_time_wait_reuse_mode|tcp_half_closed_connections|tcp_syn_cookies|sysctls="same"`)
+	looks := 0
+	for name, r := range alerts(t) {
+		if !table.MatchString(r.Expr) {
+			continue
+		}
+		looks++
+		if !own.MatchString(r.Expr) && !strings.Contains(strings.Join(strings.Fields(r.Expr), " "), fresh) {
+			t.Errorf("%s is about a table and may be of an old look:\n%s", name, r.Expr)
+		}
+	}
+	if looks < 12 {
+		t.Errorf("only %d alerts are about a table", looks)
+	}
+}
+
 // The dashboards draw the thresholds: a number alone on the right of the first comparison.
 func TestThresholdIsOneNumber(t *testing.T) {
 	for _, r := range alerts(t) {
