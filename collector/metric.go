@@ -6,9 +6,10 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"timewait_exporter/collector/kernelstat"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"timewait_exporter/collector/kernelstat"
 )
 
 // Metric describes one metric of the exporter.

@@ -33,7 +33,7 @@ var htmlPage = template.Must(template.New("report.html").Funcs(template.FuncMap{
 	"remote":  DestinationRow.remote,
 	"share":   Evidence.share,
 	"shown":   func(rows int) int { return min(rows, htmlRows) },
-	"states":  Tables.states,
+	"states":  sumStates,
 	"upper":   func(l Level) string { return strings.ToUpper(string(l)) },
 	"who":     (*Finding).who,
 	"words":   words,

@@ -168,7 +168,7 @@ func (t *text) tables(tables *Tables) {
 	if len(tables.States) > 0 {
 		t.heading("Connections by state")
 		t.line("  %-14s %12s %12s", "", "inbound", "outbound")
-		for _, sum := range tables.states() {
+		for _, sum := range sumStates(tables.States) {
 			t.line("  %-14s %12s %12s", sum.State, count(sum.Inbound), count(sum.Outbound))
 		}
 	}
@@ -205,8 +205,8 @@ type stateSum struct {
 	Inbound, Outbound uint64
 }
 
-func (t Tables) states() (sums []stateSum) {
-	for _, row := range t.States {
+func sumStates(rows []StateRow) (sums []stateSum) {
+	for _, row := range rows {
 		i := slices.IndexFunc(sums, func(s stateSum) bool { return s.State == row.State })
 		if i < 0 {
 			i = len(sums)

@@ -129,7 +129,7 @@ func Fetch(t testing.TB, client *http.Client, url string) (status int, body stri
 		if err != nil {
 			return err
 		}
-		defer response.Body.Close() //nolint:errcheck // it was read
+		defer response.Body.Close()
 		// To the end, so that the connection is kept and leaves no TIME_WAIT.
 		text, err := io.ReadAll(response.Body)
 		status, body = response.StatusCode, string(text)
