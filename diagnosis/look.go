@@ -121,15 +121,17 @@ func (l *look) unknown(check, reason string) {
 }
 
 func (l *look) skip(check, reason string) {
-	if len(l.facts.Namespaces) > 1 {
-		check = l.ns.Name + ": " + check
-	}
-	for _, n := range l.report.NotChecked {
-		if n.Check == check {
+	for i := range l.report.NotChecked {
+		switch n := &l.report.NotChecked[i]; {
+		case n.Check != check:
+		case n.netns == nil || n.netns[len(n.netns)-1] == l.ns.Name:
 			return // the input says more of it
+		case n.Reason == reason:
+			n.netns = append(n.netns, l.ns.Name)
+			return
 		}
 	}
-	l.report.NotChecked = append(l.report.NotChecked, NotChecked{check, reason})
+	l.report.NotChecked = append(l.report.NotChecked, NotChecked{Check: check, Reason: reason, netns: []string{l.ns.Name}})
 }
 
 // find adds a finding. Its code has to be one of Codes.
@@ -160,7 +162,11 @@ func (f *Finding) remedy(format string, args ...any) {
 
 // limit notes that a limit was looked at.
 func (l *look) limit(name string, value, limit float64, unit, source string) {
-	l.report.Limits = append(l.report.Limits, Evidence{Name: name, Value: value, Limit: &limit, Unit: unit, Source: source})
+	e := Evidence{Name: name, Value: value, Limit: &limit, Unit: unit, Source: source}
+	if len(l.facts.Namespaces) > 1 {
+		e.Netns = l.ns.Name
+	}
+	l.report.Limits = append(l.report.Limits, e)
 }
 
 // kernel returns a number of the kernel, of the namespace or the node.

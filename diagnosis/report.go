@@ -122,6 +122,8 @@ type Evidence struct {
 	Unit  string   `json:"unit"`
 	// Source is where the kernel says it.
 	Source string `json:"source"`
+	// Netns is whose limit it is, where there are several namespaces.
+	Netns string `json:"netns,omitempty"`
 }
 
 // Capacity is how many connections a second can be opened to a destination and closed again.
@@ -142,8 +144,20 @@ type Capacity struct {
 
 // NotChecked is a code, or a subject, about which nothing is known.
 type NotChecked struct {
-	Check  string `json:"check"`
-	Reason string `json:"reason"`
+	Check  string   `json:"check"`
+	Reason string   `json:"reason"`
+	netns  []string // of which it is true; nil if it is of no namespace
+}
+
+// where says of which namespaces it is true, where there are several.
+func (n *NotChecked) where() string {
+	switch len(n.netns) {
+	case 0:
+		return ""
+	case 1:
+		return n.netns[0] + ": "
+	}
+	return fmt.Sprintf("%d network namespaces: ", len(n.netns))
 }
 
 // Facts are what a report is made of.
@@ -187,6 +201,11 @@ func Diagnose(facts Facts, suppress ...string) *Report {
 		r.Tables.add(ns)
 		walked = walked || ns.Sockets != nil
 	}
+	if len(facts.Namespaces) > 1 {
+		for i := range r.NotChecked {
+			r.NotChecked[i].Check = r.NotChecked[i].where() + r.NotChecked[i].Check
+		}
+	}
 	r.suppress(suppress)
 	slices.SortStableFunc(r.Findings, func(a, b *Finding) int { return cmp.Compare(a.Level.rank(), b.Level.rank()) })
 	switch {
@@ -223,7 +242,7 @@ func (r *Report) suppress(patterns []string) {
 			if !matches.MatchString(f.Code) && !matches.MatchString(subject) {
 				return false
 			}
-			r.NotChecked = append(r.NotChecked, NotChecked{subject, "suppressed"})
+			r.NotChecked = append(r.NotChecked, NotChecked{Check: subject, Reason: "suppressed"})
 			return true
 		})
 	}
@@ -271,5 +290,5 @@ func (r *Report) nothingWrong() string {
 		return "nothing wrong is to be seen, and no limit could be read"
 	}
 	return fmt.Sprintf("nothing wrong: %d limits looked at, the nearest is %s at %s of %s %s; %d things not checked",
-		len(r.Limits), words(nearest.Name), number(nearest.Value), number(*nearest.Limit), nearest.Unit, len(r.NotChecked))
+		len(r.Limits), words(nearest.Name), number(nearest.Value), number(*nearest.Limit), nearest.Unit+nearest.where(), len(r.NotChecked))
 }

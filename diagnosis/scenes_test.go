@@ -511,6 +511,38 @@ func TestNothingChecked(t *testing.T) {
 	}
 }
 
+// TestSeveralNamespaces says of which of them something is true, and once what is true of many.
+func TestSeveralNamespaces(t *testing.T) {
+	facts := (&scene{}).facts(t)
+	for _, name := range []string{"pod-1", "pod-2", "pod-3"} {
+		ns := *facts.Namespaces[0]
+		sockets := *ns.Sockets
+		sockets.HeldPorts = nil
+		ns.Name, ns.Sockets, ns.Sysctls = name, &sockets, snapshot.SysctlsAssumed
+		facts.Namespaces = append(facts.Namespaces, &ns)
+	}
+	facts.Namespaces[3].Sysctls = snapshot.SysctlsUnknown
+	r := Diagnose(facts)
+	for check, want := range map[string]int{
+		"4 network namespaces: growth": 1, "3 network namespaces: TCPPrivilegedPortsNearExhaustion": 1, "2 network namespaces: sysctls": 1, "pod-3: sysctls": 1,
+	} {
+		got := 0
+		for _, n := range r.NotChecked {
+			if n.Check == check {
+				got++
+			}
+		}
+		if got != want {
+			t.Errorf("%d times %q in %v", got, check, r.NotChecked)
+		}
+	}
+	for _, name := range []string{"self", "pod-1", "pod-2", "pod-3"} {
+		if !slices.ContainsFunc(r.Limits, func(e Evidence) bool { return e.Netns == name }) {
+			t.Errorf("no limit of %s: %v", name, r.Limits)
+		}
+	}
+}
+
 // TestSuppress leaves out what is named, by code or by subject, and says so.
 func TestSuppress(t *testing.T) {
 	for pattern, want := range map[string]int{

@@ -145,6 +145,14 @@ func (e Evidence) amount() string {
 	return amount + " " + e.Unit
 }
 
+// where is whose limit it is, if there are several namespaces.
+func (e Evidence) where() string {
+	if e.Netns == "" {
+		return ""
+	}
+	return ", netns " + e.Netns
+}
+
 // share is how much of the limit it is, "" where it has none.
 func (e Evidence) share() string {
 	if e.Limit == nil || *e.Limit <= 0 {
@@ -159,7 +167,7 @@ func (t *text) limits(limits []Evidence) {
 	}
 	t.heading("Limits that were looked at")
 	for _, e := range limits {
-		t.line("  %5s  %-36s %s", cmp.Or(e.share(), "-"), cut(words(e.Name)), e.amount())
+		t.line("  %5s  %-36s %s", cmp.Or(e.share(), "-"), cut(words(e.Name)), e.amount()+printable(e.where()))
 	}
 }
 
