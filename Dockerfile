@@ -1,6 +1,10 @@
 # docker build --build-arg VERSION=1.2.3 --build-arg REVISION=$(git rev-parse HEAD) -t timewait_exporter .
 # docker run --rm --network=host --read-only --cap-drop=ALL --security-opt=no-new-privileges timewait_exporter
 #
+# With the units, pods and containers that the sockets are of, their programs and open files; without --pid=host the last two are missing:
+# docker run --rm --network=host --pid=host --volume=/sys/fs/cgroup:/host/sys/fs/cgroup:ro --read-only --cap-drop=ALL \
+#   --security-opt=no-new-privileges timewait_exporter --path.cgroupfs=/host/sys/fs/cgroup
+#
 # For other machines too: docker buildx build --platform=linux/amd64,linux/arm64,linux/arm/v7 ...
 
 # Compiles on the builder's own platform for the one asked for.

@@ -75,7 +75,7 @@ func Codes() []Code {
 		{Name: "TCPConnectionsAbortedForMemory", Says: "the kernel resets connections for want of memory or orphans"},
 		{Name: "ConntrackNearLimit", Threshold: conntrackNear, Says: "the firewall's table of connections is nearly full"},
 		{Name: "FileHandlesNearLimit", Threshold: fileHandlesNear, Says: "the machine's file handles are nearly used up"},
-		{Name: "TCPProcessFilesNearLimit", Threshold: processFilesNear, Says: "a process has nearly as many files open as it may", runbook: "TCPCloseWaitLeak"},
+		{Name: "TCPProcessFilesNearLimit", Threshold: processFilesNear, Says: "a process has nearly as many files open as it may"},
 		{Name: "WindowsDynamicPortsNearExhaustion", Says: "on Windows: the dynamic ports are nearly gone, or are", runbook: "README"},
 		{Name: "TCPListenersInsidePortRange", Says: "a listener's port is one that clients are given too", runbook: "TCPBindPortsNearExhaustion"},
 		{Name: "TCPListenPortTaken", Says: "a service could not begin to listen on the port that was asked for", runbook: "TCPBindPortsNearExhaustion"},

@@ -173,16 +173,34 @@ func (p podman) checkFiles(t *testing.T, image string, machine elf.Machine) {
 	host.CheckProgram(t, filepath.Join(root, "timewait_exporter"), elf.ELFCLASS64, machine)
 }
 
-// checkRun runs an image with every right taken away, scrapes it and ends it.
+// onUnified runs podman as on a machine that has no other cgroups than those of version 2: only these tell whose a socket is.
+const onUnified = `mount --make-rprivate / && umount --lazy /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec podman "$@"`
+
+// checkRun runs an image with every right taken away, scrapes it and ends it. With source procfs it has what the Dockerfile
+// says of owners, and names its own container; without they are off.
 func (p podman) checkRun(t *testing.T, image, source string) {
+	owners := source == "procfs"
 	listener, err := net.Listen("tcp", "127.0.0.1:0") // a socket of the host's to be seen
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	exporter := program.Start(t, p.unprivileged("--name="+source, image,
-		"--web.listen-address=localhost:0", "--collector.listeners=10000", "--collector.source="+source))
-	body := program.Get(t, "http://"+exporter.Address(t)+"/metrics")
+	args := []string{"--name=" + source}
+	if owners {
+		// There are no limits of processes in cgroups that version 1 has too.
+		args = append(args, "--pids-limit=0", "--pid=host", "--volume=/sys/fs/cgroup:/host/sys/fs/cgroup:ro")
+	}
+	args = append(args, image, "--web.listen-address=localhost:0", "--collector.listeners=10000", "--collector.source="+source)
+	if owners {
+		args = append(args, "--path.cgroupfs=/host/sys/fs/cgroup")
+	}
+	command := p.unprivileged(args...)
+	if owners {
+		command = exec.Command("unshare", append([]string{"--mount", "sh", "-c", onUnified}, command.Args...)...)
+	}
+	exporter := program.Start(t, command)
+	address := exporter.Address(t)
+	body := program.Get(t, "http://"+address+"/metrics")
 	host.CheckMetrics(t, body, source)
 	_, port, err := net.SplitHostPort(listener.Addr().String())
 	if err != nil {
@@ -194,7 +212,24 @@ func (p podman) checkRun(t *testing.T, image, source string) {
 	if build := regexp.MustCompile(`\ntimewait_exporter_build_info\{.*revision="abc",.*version="1\.2\.3"\} 1\n`); !build.MatchString(body) {
 		t.Errorf("not %s in\n%s", build, body)
 	}
-	proc := "/proc/" + strings.TrimSpace(p.run(t, "inspect", "--format={{.State.Pid}}", source))
+	var id, pid string
+	if _, err := fmt.Sscan(p.run(t, "inspect", "--format={{.Id}} {{.State.Pid}}", source), &id, &pid); err != nil {
+		t.Fatal(err)
+	}
+	_, own, _ := net.SplitHostPort(address)
+	for _, want := range []string{
+		`tcp_listener_owner_info{local_ip="127.0.0.1",local_port="` + own + `",netns="host",owner="podman:` + id[:12] + `"} 1`,
+		`tcp_owner_info{container="",container_id="` + id + `",kind="container",namespace="",owner="podman:` + id[:12] + `",pod="",pod_uid="",program="timewait_export",runtime="podman",unit=""} 1`,
+		`tcp_owner_worst_process_max_fds{owner="podman:` + id[:12] + `",program="timewait_export"} 1024`,
+	} {
+		if strings.Contains(body, "\n"+want+"\n") != owners {
+			t.Errorf("not as it should be: %s in\n%s", want, body)
+		}
+	}
+	if says := strings.Contains(exporter.Log.String(), `msg="no owners of sockets"`); says == owners || strings.Contains(body, "\ntcp_owner_") != owners {
+		t.Errorf("with owners %v the log says %q", owners, exporter.Log)
+	}
+	proc := "/proc/" + pid
 	host.CheckRights(t, host.Read(t, proc+"/status"), "65534")
 	if mounts := host.Read(t, proc+"/mounts"); !regexp.MustCompile(`(?m)^\S+ / \S+ ro,`).MatchString(mounts) {
 		t.Errorf("the root is not read-only in\n%s", mounts)

@@ -248,7 +248,6 @@ func checkSecurity(t *testing.T, pod *core.PodSpec, container *core.Container) {
 	t.Helper()
 	for what, ok := range map[string]bool{
 		"hostNetwork":                   pod.HostNetwork,
-		"no hostPID":                    !pod.HostPID,
 		"no hostIPC":                    !pod.HostIPC,
 		"no token":                      pod.AutomountServiceAccountToken != nil && !*pod.AutomountServiceAccountToken,
 		"runAsNonRoot":                  *pod.SecurityContext.RunAsNonRoot,
@@ -265,8 +264,13 @@ func checkSecurity(t *testing.T, pod *core.PodSpec, container *core.Container) {
 		}
 	}
 	for _, v := range pod.Volumes {
-		if v.Projected == nil {
-			t.Errorf("volume %s is no Secret", v.Name)
+		if v.Projected == nil && v.HostPath == nil {
+			t.Errorf("volume %s is neither a Secret nor of the node", v.Name)
+		}
+	}
+	for _, m := range container.VolumeMounts {
+		if !m.ReadOnly {
+			t.Errorf("%s may be written to", m.MountPath)
 		}
 	}
 }
