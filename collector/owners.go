@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-kit/log"
@@ -24,7 +25,11 @@ type owners struct {
 	table  *table // whose walkers are put back
 	hung   hung
 	state  spare[*ownership] // the one there is, while it is not in use
+	silent atomic.Bool       // the kernel tells no cgroups
 }
+
+// silence is why there are no owners on such a kernel.
+const silence = "the kernel tells no cgroup of a socket, as it does since Linux 5.8"
 
 // ownership is what is remembered of owners. It is not for concurrent use.
 type ownership struct {
@@ -77,12 +82,19 @@ func (o *owners) read(ctx context.Context, w *walked) (*snapshot.Owners, error) 
 	if w == nil {
 		return nil, errors.New("the socket table was not read")
 	}
+	if o.silent.Load() {
+		o.table.walkers.put(w.walker)
+		return nil, nil
+	}
 	err := w.countLive(ctx)
+	if err == nil && w.tally.TellsNoCgroups() && !o.silent.Swap(true) {
+		level.Info(o.logger).Log("msg", "no owners of sockets", "reason", silence)
+	}
 	o.table.ages.Store(err != nil || w.tally.HasCloseWaits())
 	if err == nil {
 		err = o.hung.check()
 	}
-	if err != nil {
+	if err != nil || o.silent.Load() {
 		o.table.walkers.put(w.walker)
 		return nil, err
 	}

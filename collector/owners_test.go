@@ -310,6 +310,36 @@ func TestOwnersFail(t *testing.T) {
 	logged.want(t, "no name", "no name")
 }
 
+// TestOwnersSilentKernel: a kernel from before Linux 5.8 tells no cgroup of any socket.
+func TestOwnersSilentKernel(t *testing.T) {
+	var logged lines
+	c, err := New(t.Context(), fixture(t, "/proc"), log.NewLogfmtLogger(&logged))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.owners == nil {
+		t.Skip("nothing tells owners here: ", c.ownerSource.Reason)
+	}
+	logged.take()
+	w := c.table.newWalker()
+	rows := owned(t, "0 tcp listen 0.0.0.0:80 0.0.0.0:0", "0 tcp established 10.0.0.1:80 10.0.9.1:1000")
+	if err := w.tally.Count(yielded(rows), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if found, err := c.owners.read(t.Context(), &walked{&snapshot.Sockets{Source: SourceNetlink}, w, true}); found != nil || err != nil {
+			t.Errorf("owners %v, error %v", found, err)
+		}
+		if <-c.table.walkers != w {
+			t.Error("another walker")
+		}
+	}
+	logged.want(t, "no owners of sockets "+"Linux 5.8")
+	p := gather(t, c.Read(t.Context()))
+	p.want(t, 1, "timewait_exporter_owner_source_info", "source", owner.SourceNone, "reason", silence)
+	p.wantNone(t, "tcp_owner_connections")
+}
+
 // TestPortChangesOwner: who listens now has not made the TIME_WAITs of who listened before.
 func TestPortChangesOwner(t *testing.T) {
 	units := names{1: "a.service", 2: "b.service", 3: "a.service"}

@@ -230,11 +230,15 @@ func (s *scraper) scrape(ctx context.Context, tables bool) (*snapshot.Namespace,
 			ns.Sockets = walked.Sockets
 		}
 	}
-	if s.cfg.Owners > 0 {
-		ns.OwnerSource = &s.ownerSource
-	}
 	if r.owners != nil {
 		ns.Owners = await(ctx, s, ns, "owners", r.owners)
+	}
+	if s.cfg.Owners > 0 {
+		source := s.ownerSource
+		if s.owners != nil && s.owners.silent.Load() {
+			source = owner.Source{Source: owner.SourceNone, Reason: silence}
+		}
+		ns.OwnerSource = &source
 	}
 	if r.namespaces != nil {
 		if node.Namespaces = await(ctx, s, ns, "namespaces", r.namespaces); node.Namespaces != nil {

@@ -34,6 +34,7 @@ type owned struct {
 	uncounted bool // there were more
 
 	closeWaits []closeWait
+	silent     bool // sock_diag told no cgroup of a live socket
 }
 
 // cgroup has the live sockets of a cgroup.
@@ -78,7 +79,7 @@ func (o *owned) reset() {
 	}
 	clear(o.index)
 	o.cgroups = append(o.cgroups[:0], cgroup{})
-	o.alive, o.closeWaits, o.uncounted, o.last = o.alive[:0], o.closeWaits[:0], false, 0
+	o.alive, o.closeWaits, o.uncounted, o.last, o.silent = o.alive[:0], o.closeWaits[:0], false, 0, false
 }
 
 func (o *owned) cgroup(id uint64) uint32 {
@@ -104,6 +105,7 @@ func (o *owned) find(id uint64) uint32 {
 
 // add counts a live socket.
 func (o *owned) add(s *tcptable.Socket, dir snapshot.Direction) (cgroup uint32) {
+	o.silent = o.silent || s.Cgroup == 0
 	cgroup = o.cgroup(s.Cgroup)
 	c := &o.cgroups[cgroup]
 	c.states[dir][s.State]++
@@ -118,6 +120,12 @@ func (o *owned) add(s *tcptable.Socket, dir snapshot.Direction) (cgroup uint32) 
 		o.closeWaits = append(o.closeWaits, closeWait{s.Cookie, s.LastAck, cgroup})
 	}
 	return cgroup
+}
+
+// isOwned reports whether a row is a live socket of sock_diag's, with its cgroup if the kernel
+// tells it.
+func (t *Tally) isOwned(s *tcptable.Socket) bool {
+	return s.Cookie != 0 && s.Kind == tcptable.Full && t.owned != nil
 }
 
 func (o *owned) addAlive(cookie uint64, destination, cgroup uint32) {
@@ -156,6 +164,9 @@ func (t *Tally) CountLive(rows iter.Seq2[tcptable.Socket, error]) error {
 	}
 	return nil
 }
+
+// TellsNoCgroups reports whether there were live sockets, and sock_diag told no cgroup of any.
+func (t *Tally) TellsNoCgroups() bool { return t.owned.silent && len(t.owned.cgroups) == 1 }
 
 // HasCloseWaits reports whether there are sockets in CLOSE_WAIT whose age matters.
 func (t *Tally) HasCloseWaits() bool { return len(t.owned.closeWaits) > 0 }

@@ -175,7 +175,7 @@ func (t *Tally) add(s *tcptable.Socket) {
 		return
 	}
 	if s.State == tcptable.Listen {
-		if s.Cgroup != 0 && t.owned != nil {
+		if t.isOwned(s) {
 			t.owned.add(s, snapshot.Inbound)
 		}
 		t.connections[family][snapshot.Inbound][tcptable.Listen]++
@@ -211,7 +211,7 @@ func (t *Tally) add(s *tcptable.Socket) {
 	}
 
 	var cgroup uint32
-	isOwned := s.Cgroup != 0 && t.owned != nil
+	isOwned := t.isOwned(s)
 	if isOwned {
 		cgroup = t.owned.add(s, dir)
 	}
