@@ -31,6 +31,9 @@ var notInPrivateNetwork = []string{
 	"timewait-host / Orphans of their limit / A",           // net.ipv4.tcp_max_orphans
 	"timewait-host / Which limits are in force? / E",       // tcp_tw_recycle, until Linux 4.11
 	// One namespace is read, and no NAT is known.
+	"timewait-fleet / Which Kubernetes namespaces are worst? / A",
+	"timewait-fleet / Which Kubernetes namespaces are worst? / B",
+	"timewait-fleet / Which Kubernetes namespaces are worst? / C",
 	"timewait-namespaces / Ports of the NAT / A",
 	"timewait-namespaces / All processes seen / A",
 	"timewait-namespaces / Where do the node's connections go to? / A",
