@@ -20,6 +20,18 @@ func newListeners() (all [tcptable.NumTables]listeners) {
 	return all
 }
 
+func (l *listeners) add(s *tcptable.Socket) {
+	port := s.Local.Port
+	l.ports.Add(port)
+	switch _, known := l.bound[s.Local]; {
+	case known:
+	case s.Local.Addr.IP().IsUnspecified() || len(l.bound) == MaxEndpoints:
+		l.wildcard.Add(port)
+	default:
+		l.bound[s.Local] = struct{}{}
+	}
+}
+
 // accept reports whether there is a listener for connections to a local address and port.
 func (l *listeners) accept(local *tcptable.Endpoint) bool {
 	switch {
@@ -46,17 +58,8 @@ func (l *listeners) keep(others *listeners, ports *kernelstat.PortSet) {
 }
 
 func (t *Tally) addListener(s *tcptable.Socket) {
-	l := &t.listeners[s.Table]
-	port := s.Local.Port
-	l.ports.Add(port)
-	switch _, known := l.bound[s.Local]; {
-	case known:
-	case s.Local.Addr.IP().IsUnspecified() || len(l.bound) == MaxEndpoints:
-		l.wildcard.Add(port)
-	default:
-		l.bound[s.Local] = struct{}{}
-	}
-	t.listenerPort(port)
+	t.listeners[s.Table].add(s)
+	t.listenerPort(s.Local.Port)
 	t.queues.add(s)
 	t.holdForAll(s)
 }

@@ -173,22 +173,12 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 			return err
 		}
 	}
-	// A context given to a call of the socket costs a goroutine in each. This costs
-	// nothing unless ctx ends.
 	conn, bare := d.conn, context.Background()
-	if err := conn.SetDeadline(time.Time{}); err != nil {
+	release, err := endWith(ctx, conn)
+	if err != nil {
 		return err
 	}
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		_ = conn.SetDeadline(time.Unix(1, 0))
-		close(ended)
-	})
-	defer func() {
-		if !stop() {
-			<-ended // or else its deadline may be the next dump's
-		}
-	}()
+	defer release()
 	d.seq++
 	request := q.request(d.seq)
 	if err := conn.Sendto(bare, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil { //nolint:contextcheck // see above
@@ -226,4 +216,22 @@ func (d *SockDiag) read(ctx context.Context, q dump, row func(*Socket) error) (e
 			return err
 		}
 	}
+}
+
+// endWith has the calls of a socket end with ctx, until release. A context given to a call
+// costs a goroutine in each; this costs nothing unless ctx ends.
+func endWith(ctx context.Context, conn *socket.Conn) (release func(), err error) {
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = conn.SetDeadline(time.Unix(1, 0))
+		close(ended)
+	})
+	return func() {
+		if !stop() {
+			<-ended // or else its deadline may be that of the calls to come
+		}
+	}, nil
 }
