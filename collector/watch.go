@@ -14,8 +14,8 @@ import (
 const (
 	// watchPause is the time between two looks of a Watch, if that is watchShare times what
 	// one takes, and snapshotPause that between two snapshots, which tell owners.
-	watchPause     = 100 * time.Millisecond
-	watchShare     = 20
+	watchPause    = 100 * time.Millisecond
+	watchShare    = 20
 	snapshotPause = time.Second
 	// lookTimeout is how long a look may go on when the time is over.
 	lookTimeout = 10 * time.Second

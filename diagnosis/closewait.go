@@ -19,6 +19,14 @@ func (l *look) closeWaits() {
 		f.Listener = l.listenerOf(li.Port)
 		f.Cause = "The clients have closed these connections and the server has not: a worker hangs, or a path of the code forgets the socket. Each holds an open file until the server closes it, or fails with \"Too many open files\"."
 		f.against("close_wait", float64(leaked), float64(open), "connections", fromTable)
+		l.growth(f, "close_wait", leaked, func(before *snapshot.Sockets) (uint64, bool) {
+			for i := range before.Listeners {
+				if then := &before.Listeners[i]; then.Port == li.Port {
+					return then.States[tcptable.CloseWait] - then.Unaccepted[tcptable.CloseWait], true
+				}
+			}
+			return 0, false
+		})
 		l.closeWaitPeer(f, snapshot.Inbound)
 		l.leakEvidence(f, l.ownListener(f, li.Port))
 		f.remedy("Find the program: ss -tlnp sport = :%d. Take a thread dump to see where it hangs, then restart it at a time you choose. That frees them all, and costs what is under way.", li.Port)
@@ -33,9 +41,11 @@ func (l *look) closeWaits() {
 	}
 	if f := l.claims["outbound CLOSE_WAIT"]; f != nil {
 		f.against("close_wait", float64(leaked), float64(open), "connections", fromTable)
+		l.growthOf(f, snapshot.Outbound, tcptable.CloseWait)
 		return
 	}
 	f := l.find("TCPCloseWaitLeak", Warning, "")
+	l.growthOf(f, snapshot.Outbound, tcptable.CloseWait)
 	l.closeWaitPeer(f, snapshot.Outbound)
 	toward := ""
 	if f.Remote != "" {

@@ -50,6 +50,7 @@ func Codes() []Code {
 		{Name: "TCPEphemeralPortsNearExhaustion", Threshold: portsNear, Says: "connect() to a destination fails, or is about to: no local port is left toward it"},
 		{Name: "TCPEphemeralPortsExhaustionPredicted", Threshold: 1, Says: "the local ports toward a destination run out within 15 minutes"},
 		{Name: "TCPEphemeralPortsHalfUsed", Threshold: portsHalfUsed, Says: "connect() to a destination is slow: half of the local ports are taken"},
+		{Name: "TCPConnectionsNotReused", Says: "a program opens a connection for each request, or for a few; only --watch tells", runbook: "TCPEphemeralPortsHalfUsed"},
 		{Name: "TCPEphemeralPortsHeldForAll", Says: "listening and idle bound sockets hold the ports, so that connect() finds none for any destination", runbook: "TCPBindPortsNearExhaustion"},
 		{Name: "TCPBindPortsNearExhaustion", Threshold: bindNear, Says: "bind() to a free port fails, or is about to"},
 		{Name: "TCPPrivilegedPortsNearExhaustion", Threshold: privilegedNear, Says: "NFS mounts fail, or are about to: no privileged source port is left"},

@@ -18,6 +18,7 @@ func (l *look) halfClosed() {
 		f := l.find("TCPHalfClosedLeak", Warning, "a program shuts connections down and does not close them: %s of %s open %v ones", count(held), count(open), d)
 		f.Cause = "It has called shutdown() and waits for its peers to close, which they do not. Each holds an open file, and net.ipv4.tcp_fin_timeout ends none of them: that is for those that a program has closed."
 		f.against("half_closed", float64(held), float64(open), "connections", fromTable)
+		l.growth(f, "half_closed", held, func(before *snapshot.Sockets) (uint64, bool) { return before.HalfClosed[d], true })
 		if peer, n := l.largestRemote(d, tcptable.FinWait2); n > 0 {
 			f.Remote = peer
 			f.evidence("fin_wait2_of_the_largest_remote", float64(n), "connections", fromTable)

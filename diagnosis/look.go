@@ -28,11 +28,13 @@ type look struct {
 func (l *look) all() {
 	l.parts()
 	if l.ns.Sockets != nil {
+		l.watched()
 		switch {
 		case l.report.Input.Kind != "windows":
 			l.heldForAll()
 			l.reuse()
 			l.ports()
+			l.notReused()
 			l.unanswered()
 		case l.ns.Pool != nil && l.ns.Sockets.Ports != nil:
 			l.windowsPorts()
@@ -108,8 +110,17 @@ func (l *look) notYet() {
 	}
 	l.ownersNotKnown()
 	l.skip("NAT ports", "what stands between may have fewer than this machine")
-	l.skip("growth", "of other states than TIME_WAIT: one look has no history")
 	l.skip("counters", "overflows, drops and aborts that the kernel counts: one look has no rate")
+	switch {
+	case l.watch() != nil:
+	case l.facts.Watch != nil:
+		l.skip("growth", "only the first network namespace is watched")
+	case l.report.Input.Kind == "live":
+		l.skip("growth", "of other states than TIME_WAIT: one look has no history, report --watch=10s has")
+		l.skip("closes", "requests per connection and who closes first: report --watch=10s listens to closes")
+	default:
+		l.skip("growth", "of other states than TIME_WAIT: one look has no history")
+	}
 }
 
 // unknown says that a limit is not known, and why it is not on a live machine.
@@ -191,8 +202,7 @@ func (l *look) share(value, limit kernelstat.Number) (used, most float64, ok boo
 
 // of returns the connections of a direction in a state, of both families.
 func (l *look) of(d snapshot.Direction, s tcptable.State) uint64 {
-	all := &l.ns.Sockets.Connections
-	return all[snapshot.IPv4][d][s] + all[snapshot.IPv6][d][s]
+	return connectionsOf(l.ns.Sockets, d, s)
 }
 
 // largestRemote returns the named remote that has most connections of a direction in a state.
@@ -225,7 +235,7 @@ func stateName(s tcptable.State) string { return strings.ToUpper(s.String()) }
 
 // number writes a count or a rate so that it can be read: 27,100, 0.4.
 func number(v float64) string {
-	if v != math.Trunc(v) && math.Abs(v) < 100 {
+	if v != math.Trunc(v) && math.Abs(v) < 99.5 {
 		return strconv.FormatFloat(v, 'g', 2, 64)
 	}
 	digits := strconv.FormatFloat(math.Round(v), 'f', 0, 64)

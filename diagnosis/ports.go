@@ -27,8 +27,10 @@ type portsOf struct {
 	levelsOffAt     float64        // ports held, if it goes on as in the last 10 s
 	untilFull       time.Duration  // 0 if it does not come to that
 	reusesTimeWaits bool
-	alive           uint64 // connections that are open
-	timely          bool   // growth and levelsOffAt are known
+	alive           uint64   // connections that are open
+	timely          bool     // growth and levelsOffAt are known
+	closing         *Closing // nil if nobody listened
+	growthSeen      bool     // over time
 }
 
 func (d *portsOf) remote() string { return netip.AddrPortFrom(d.RemoteIP, d.RemotePort).String() }
@@ -83,6 +85,29 @@ func (l *look) portsToward(to snapshot.Destination) *portsOf {
 	return d
 }
 
+// watchPorts adds what was seen over time: closes, and the growth of what holds the ports if
+// that is not TIME_WAITs, which tell it better.
+func (l *look) watchPorts(d *portsOf) {
+	if d.closing = l.closing(d.LocalIP, d.RemoteIP, d.RemotePort); d.closing != nil {
+		d.closesPerSecond, d.alive = d.closing.ClosesPerSecond, d.closing.OpenMost
+	}
+	before, took := l.before()
+	if before == nil || before.Ports == nil || d.most == tcptable.TimeWait || d.most == 0 {
+		return
+	}
+	for _, then := range before.Ports.Destinations {
+		if then.LocalIP != d.LocalIP || then.RemoteIP != d.RemoteIP || then.RemotePort != d.RemotePort {
+			continue
+		}
+		d.growthPerSecond = d.size * (d.Gone - then.Gone) / took.Seconds()
+		d.untilFull = 0
+		if d.growthPerSecond > 0 {
+			d.untilFull = time.Duration(d.free / d.growthPerSecond * float64(time.Second))
+		}
+		d.growthSeen = true
+	}
+}
+
 // lastTenSeconds returns how many outbound TIME_WAITs came in the last 10 s and how many end
 // within 10 s.
 func (l *look) lastTenSeconds() (young, ending float64, known bool) {
@@ -120,6 +145,7 @@ func (l *look) ports() {
 	}
 	for _, to := range ports.Destinations {
 		d := l.portsToward(to)
+		l.watchPorts(d)
 		l.capacity(d)
 		if l.claims["remote "+d.remote()] != nil || l.claims["every destination"] != nil && float64(ports.HeldForAll) > d.size*d.Gone/2 {
 			continue
@@ -184,8 +210,13 @@ func (l *look) portsFinding(d *portsOf, code string, level Level, verb string) {
 	if n := l.ns.Sockets.Ports.HeldForAll; n > 0 {
 		f.evidence("ports_held_for_all", float64(n), "ports", fromTable)
 	}
-	if d.closesPerSecond > 0 {
+	if d.closing != nil {
+		l.closingEvidence(f, d.closing)
+	} else if d.closesPerSecond > 0 {
 		f.evidence("closes_per_second", d.closesPerSecond, "connections/s", fromTable)
+	}
+	if d.growthSeen {
+		f.evidence("ports_growth", d.growthPerSecond, "ports/s", fromTable)
 	}
 	if d.untilFull > 0 && d.free > 0 {
 		f.evidence("seconds_until_full", math.Round(d.untilFull.Seconds()), "s", fromTable)
@@ -221,9 +252,14 @@ func (l *look) portsCause(f *Finding, d *portsOf) {
 		case d.timely:
 			f.Cause += " It does not grow now; the next burst fills it."
 		}
-		f.evidence("pool_size", float64(max(d.alive, 1)), "connections", fromTable)
-		f.remedy("Let the program keep connections and use them again: %s open now, so a pool of about %s would do. Costs a change of code or settings; the runbook has it by language.",
-			connections(d.alive), count(max(d.alive, 1)))
+		if d.closing != nil {
+			f.Cause += fmt.Sprintf(" On average each had at most %s; %s.", requests(d.closing.RequestsPerConnection), d.closing.whoFirst())
+			f.remedy("%s", poolRemedy(d.closing))
+		} else {
+			f.evidence("pool_size", float64(max(d.alive, 1)), "connections", fromTable)
+			f.remedy("Let the program keep connections and use them again: %s open now, so a pool of about %s would do. Costs a change of code or settings; the runbook has it by language.",
+				connections(d.alive), count(max(d.alive, 1)))
+		}
 		l.reuseRemedy(f, d)
 		l.rangeRemedy(f, d)
 	case tcptable.Established:

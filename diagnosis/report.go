@@ -66,6 +66,8 @@ type Report struct {
 	// Limits are those that were looked at, and how far each is.
 	Limits []Evidence `json:"limits"`
 	Tables Tables     `json:"tables"`
+	// Watched is nil if the machine was looked at once.
+	Watched *Watched `json:"watched,omitempty"`
 }
 
 // Input is where the numbers come from.
@@ -172,6 +174,9 @@ type Facts struct {
 	Assumed []string
 	// Missing is what the input can't show.
 	Missing []NotChecked
+	// Watch is what was seen of one of Namespaces until they were read; nil if all were
+	// looked at once.
+	Watch *snapshot.Watch
 	// Listen is a port that a service wants to listen on, and Holders all sockets of that port;
 	// nil if nobody asks.
 	Listen *Listen

@@ -115,6 +115,14 @@ type scene struct {
 	listen  uint16
 	owners  *snapshot.Owners
 	kind    string // of the input; "" is live
+	watch   *watch
+}
+
+// watch is what was seen over 10 s: closes, and what the table held when they began.
+type watch struct {
+	closes snapshot.Closes
+	before rows
+	err    error
 }
 
 // ownedBy has one owner of outbound connections and of the listener of port 8080.
@@ -361,8 +369,48 @@ func scenes() []scene {
 			name: "listen_port_free", verdict: Info, code: "TCPListenPortFree", subject: "0.0.0.0:8080", listen: 8080,
 			rows: rows{}.connect(5, tcptable.TimeWait, "10.0.0.1:8080", client),
 		},
+		{
+			name: "watched_connection_per_request", verdict: Info, code: "TCPConnectionsNotReused", subject: database,
+			rows:   rows{}.connect(610, tcptable.TimeWait, us, database).connect(2, tcptable.Established, us, database),
+			owners: ownedBy("payments.service", "java", 130, 65536, snapshot.CloseWaits{}, snapshot.Outbound),
+			watch:  closed(10, 1, 0.9, 3),
+		},
+		{
+			name: "watched_connection_per_request_often", verdict: Warning, code: "TCPConnectionsNotReused", subject: database,
+			rows:  rows{}.each(fresh, func(r rows) rows { return r.connect(3000, tcptable.TimeWait, us, database) }),
+			watch: &watch{closes: snapshot.Closes{Took: 10 * time.Second, All: 3000, Lost: 7, Looks: 90, Destinations: closed(300, 2, 1.5, 6).closes.Destinations}},
+		},
+		{
+			name: "watched_pool_of_connections", verdict: OK,
+			rows:  rows{}.connect(20, tcptable.Established, us, database),
+			watch: &watch{closes: snapshot.Closes{Took: 10 * time.Second, Looks: 90}, before: rows{}.connect(20, tcptable.Established, us, database)},
+		},
+		{
+			name: "watched_leak_of_established", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: database,
+			rows:  rows{}.connect(25000, tcptable.Established, us, database),
+			watch: &watch{before: rows{}.connect(24000, tcptable.Established, us, database), closes: snapshot.Closes{Took: 10 * time.Second, Looks: 90}},
+		},
+		{
+			name: "watched_ports_by_time_wait", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: database,
+			rows:   rows{}.connect(27100, tcptable.TimeWait, us, database),
+			owners: ownedBy("payments.service", "java", 130, 65536, snapshot.CloseWaits{}, snapshot.Outbound),
+			watch:  closed(444, 1, 9.4, 12),
+		},
+		{
+			name: "watched_close_wait_leak", verdict: Warning, code: "TCPCloseWaitLeak", subject: "198.51.100.7",
+			rows:  rows{}.listen("0.0.0.0:8080", 0, 128).connect(900, tcptable.CloseWait, "10.0.0.1:8080", client),
+			watch: &watch{before: rows{}.listen("0.0.0.0:8080", 0, 128).connect(880, tcptable.CloseWait, "10.0.0.1:8080", client), err: errors.New("the kernel tells no closes")},
+		},
 		{name: "proxy_that_is_well", verdict: Warning, code: "TCPBindPortsNearExhaustion", rows: proxy},
 	}
+}
+
+// closed is 10 s of closes toward the database, so many a second with so many pairs of request
+// and response each, by this host first.
+func closed(perSecond, pairs uint64, mean float64, most uint64) *watch {
+	toward := snapshot.DestinationClosing{LocalIP: netip.MustParseAddr("10.0.0.1"), RemoteIP: netip.MustParseAddr("192.0.2.20"), RemotePort: 5432}
+	toward.Closing = snapshot.Closing{Closes: 10 * perSecond, Pairs: 10 * perSecond * pairs, FirstPerSecond: float64(perSecond), MeanOpen: mean, MostOpen: most}
+	return &watch{closes: snapshot.Closes{Took: 10 * time.Second, All: 10 * perSecond, Looks: 90, Destinations: []snapshot.DestinationClosing{toward}}}
 }
 
 func smallRange(p *kernelstat.Pool) { *p = pool(40000, 40099) }
@@ -425,6 +473,13 @@ func (s *scene) facts(t *testing.T) Facts {
 			Name: "self", Sysctls: snapshot.SysctlsSame, Pool: &p, Kernel: ns, Owners: s.owners,
 			Sockets: counted.Snapshot(tally.Limits{Remotes: 50, Destinations: 20, Listeners: 50, Locals: 20}),
 		}},
+	}
+	if s.watch != nil {
+		before := (&scene{rows: s.watch.before}).facts(t)
+		facts.Watch = &snapshot.Watch{Took: 10 * time.Second, Before: before.Namespaces[0], Closes: &s.watch.closes, Err: s.watch.err}
+		if s.watch.err != nil {
+			facts.Watch.Closes = nil
+		}
 	}
 	if s.listen != 0 {
 		facts.Listen = &Listen{Port: s.listen, Programs: map[uint64]string{1: "java (pid 2211)"}}

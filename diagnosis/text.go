@@ -42,6 +42,7 @@ func (r *Report) WriteText(w io.Writer, color bool) error {
 	}
 	t.limits(r.Limits)
 	t.tables(&r.Tables)
+	t.watched(r.Watched)
 	t.notChecked(r.NotChecked)
 	t.capacity(r.Capacity)
 	_, err := w.Write(t.Bytes())
@@ -254,6 +255,45 @@ func amounts(byState map[string]uint64) string {
 		states[i] = count(byState[state]) + " " + state
 	}
 	return strings.Join(states, ", ")
+}
+
+func (t *text) watched(w *Watched) {
+	if w == nil {
+		return
+	}
+	if w.Closes != nil {
+		lost := ""
+		if n := w.Closes.EventsLost; n > 0 {
+			lost = ", of " + count(n) + " nothing is known"
+		}
+		t.heading(fmt.Sprintf("Closed within %s s: %s connections%s", number(w.Closes.Seconds), count(w.Closes.All+w.Closes.EventsLost), lost))
+		for _, d := range top(w.Closes.Destinations) {
+			ip, _ := netip.ParseAddr(d.RemoteIP)
+			t.closing(fmt.Sprintf("to %s from %s", netip.AddrPortFrom(ip, d.RemotePort), d.LocalIP), &d.Closing)
+		}
+		for _, li := range top(w.Closes.Listeners) {
+			t.closing(fmt.Sprintf("to port %d here", li.LocalPort), &li.Closing)
+		}
+	}
+	if len(w.Growth) > 0 {
+		t.heading(fmt.Sprintf("More or fewer within %s s, connections a second", number(w.Seconds)))
+		for _, g := range w.Growth {
+			t.line("  %-14s %-10s %12s", g.State, g.Direction, signed(g.PerSecond))
+		}
+	}
+}
+
+func (t *text) closing(ends string, c *Closing) {
+	t.line("  %s", ends)
+	t.wrap("     ", fmt.Sprintf("%s/s, on average after at most %s; %s; %s open on average, %s at most",
+		number(c.ClosesPerSecond), requests(c.RequestsPerConnection), c.whoFirst(), number(c.OpenMean), count(c.OpenMost)))
+}
+
+func signed(v float64) string {
+	if v > 0 {
+		return "+" + number(v)
+	}
+	return number(v)
 }
 
 func (t *text) notChecked(all []NotChecked) {

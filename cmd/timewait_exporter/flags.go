@@ -263,7 +263,7 @@ func number(app flags, name, help string, value *int, def string, most int) {
 }
 
 // duration adds a flag for a time of 0 to most.
-func duration(app *kingpin.Application, name, help string, value *time.Duration, def string, most time.Duration) {
+func duration(app flags, name, help string, value *time.Duration, def string, most time.Duration) {
 	app.Flag(name, help).Default(def).SetValue(setter{
 		set: func(text string) error {
 			d, err := time.ParseDuration(text)

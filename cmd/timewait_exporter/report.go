@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -29,8 +30,9 @@ import (
 const (
 	reportCommand = "report"
 	stdinPath     = "/dev/stdin"
-	// lookTimeout is how long a look at a machine may take.
+	// lookTimeout is how long a look at a machine may take, and maxWatch how long it is watched.
 	lookTimeout = time.Minute
+	maxWatch    = 10 * time.Minute
 )
 
 // reportConfig is what the command line says of a report.
@@ -39,7 +41,8 @@ type reportConfig struct {
 	format, color string
 	suppress, set []string
 	netns         []string
-	listen        int // 0 if nobody asks
+	listen        int           // 0 if nobody asks
+	watch         time.Duration // 0 for one look
 	sourceIsGiven bool
 	daemonOnly    map[string]*bool // flags that only serving has, and whether they are given
 }
@@ -60,6 +63,8 @@ func addReport(app *kingpin.Application) *reportConfig {
 		PlaceHolder("KEY=VALUE").StringsVar(&r.set)
 	c.Arg("path", "What to read instead of this machine: output of ss -tan or netstat -an (Windows too), a copy of /proc or of /proc/net/tcp, an archive of sos; - is stdin.").
 		StringVar(&r.path)
+	duration(c, "watch", "Watch for so long, as 10s, and listen to connections that are closed: how many a second, after how many requests, who closes first, what a pool would need, what grows. Ctrl-C ends it early. 0s for one look.",
+		&r.watch, "0s", maxWatch)
 	number(c, "listen", "Say whether a service could begin to listen on this port, and who is in its way. 0 for none.", &r.listen, "0", 65535)
 	return r
 }
@@ -98,6 +103,9 @@ func (c *config) checkReport() error {
 		if len(c.report.netns) > 0 {
 			return errors.New("--netns: what was captured is one network namespace")
 		}
+		if c.report.watch > 0 {
+			return errors.New("--watch: only this machine can be watched, not what was captured")
+		}
 		return nil
 	}
 	c.collector.AllNamespaces = c.collector.AllNamespaces || len(c.report.netns) > 0
@@ -114,7 +122,7 @@ func report(ctx context.Context, cfg *config, stdin io.Reader, stdout, stderr io
 		fmt.Fprintf(stderr, "%s: error: %s\n", name, oneLine(err.Error()))
 		return diagnosis.Unknown.ExitCode()
 	}
-	facts, err := factsOf(ctx, cfg, stdin)
+	facts, err := factsOf(ctx, cfg, stdin, stderr)
 	if err != nil {
 		return fail(err)
 	}
@@ -138,16 +146,23 @@ func report(ctx context.Context, cfg *config, stdin io.Reader, stdout, stderr io
 
 // colored reports whether the text is to have colors (https://no-color.org).
 func (r *reportConfig) colored(stdout io.Writer) bool {
-	file, ok := stdout.(*os.File)
-	if r.color != "auto" || !ok {
+	if r.color != "auto" {
 		return r.color == "always"
 	}
+	return isTerminal(stdout) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+func isTerminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
 	_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
-	return err == nil && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	return err == nil
 }
 
 // factsOf takes the facts of what the command line names.
-func factsOf(ctx context.Context, cfg *config, stdin io.Reader) (*diagnosis.Facts, error) {
+func factsOf(ctx context.Context, cfg *config, stdin io.Reader, progress io.Writer) (*diagnosis.Facts, error) {
 	path := cfg.report.path
 	set := maps.Clone(cfg.collector.Set)
 	for _, key := range []string{capture.DynamicPort, capture.TimedWaitDelay} {
@@ -160,7 +175,7 @@ func factsOf(ctx context.Context, cfg *config, stdin io.Reader) (*diagnosis.Fact
 	}
 	cfg.collector.Set = set
 	if path == "" {
-		return look(ctx, cfg)
+		return look(ctx, cfg, progress)
 	}
 	if path == stdinPath {
 		path = "-"
@@ -197,7 +212,7 @@ func lookAtCopy(ctx context.Context, cfg *config, path string) (*diagnosis.Facts
 	if err := cfg.checkSource(); err != nil {
 		return nil, fmt.Errorf("%s is neither a copy of /proc nor an archive of sos: %w", path, err)
 	}
-	facts, err := look(ctx, cfg)
+	facts, err := look(ctx, cfg, io.Discard)
 	if err != nil {
 		return nil, err
 	}
@@ -238,15 +253,20 @@ func assumed(cfg *config) (all []string) {
 }
 
 // look takes the facts of this machine, or of a copy of its proc file system.
-func look(ctx context.Context, cfg *config) (*diagnosis.Facts, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
-	defer cancel()
+func look(ctx context.Context, cfg *config, progress io.Writer) (*diagnosis.Facts, error) {
 	c, err := collector.New(ctx, cfg.collector, log.NewNopLogger())
 	if err != nil {
 		return nil, err
 	}
+	var watched *snapshot.Watch
+	if cfg.report.watch > 0 {
+		watched = watch(ctx, c, cfg.report.watch, progress)
+		ctx = context.WithoutCancel(ctx) // what was seen is told though the time was cut short
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	facts := now(ctx, hostname(cfg.collector.ProcRoot), c)
-	facts.Assumed = assumed(cfg)
+	facts.Assumed, facts.Watch = assumed(cfg), watched
 	if err := keepNamed(facts, cfg.report.netns); err != nil {
 		return nil, err
 	}
@@ -267,6 +287,25 @@ func now(ctx context.Context, host string, c *collector.Collector) *diagnosis.Fa
 		facts.Namespaces = append(facts.Namespaces, node.Namespaces.Others...)
 	}
 	return facts
+}
+
+// watch watches for so long, or until ctx ends, with a bar of what is over on a terminal.
+func watch(ctx context.Context, c *collector.Collector, length time.Duration, progress io.Writer) *snapshot.Watch {
+	runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0))) // one looks while the other listens
+	ctx, done := context.WithTimeout(ctx, length)
+	defer done()
+	show := func(uint64) {}
+	if isTerminal(progress) {
+		begun := time.Now()
+		show = func(closes uint64) {
+			const width = 30
+			elapsed := min(time.Since(begun), length)
+			over := int(width * elapsed / length)
+			fmt.Fprintf(progress, "\r[%s%s] %.0f of %.0f s, %d connections closed", strings.Repeat("#", over), strings.Repeat("-", width-over), elapsed.Seconds(), length.Seconds(), closes)
+		}
+		defer fmt.Fprint(progress, "\r\x1b[K") // nothing is left of it
+	}
+	return c.Watch(ctx, show)
 }
 
 // hostname is what the machine calls itself, as far as proc, a mount of the proc file system
