@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"timewait_exporter/test/netns"
 	"timewait_exporter/test/program"
@@ -27,7 +30,8 @@ const (
 func TestMain(m *testing.M) { program.Main(m, "../..") }
 
 func TestAlertsReachAHuman(t *testing.T) {
-	netns.Run(t, func(t *testing.T) {
+	netns.RunWith(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWPID, func(t *testing.T) {
+		netns.MountProc(t, "")
 		netns.SetSysctl(t, "net/ipv4/ip_local_port_range", "20000 20999")
 		netns.SetSysctl(t, "net/ipv4/tcp_tw_reuse", "0") // the default, 2, reuses on loopback, where this test lives
 		netns.SetSysctl(t, "net/ipv4/tcp_max_tw_buckets", "20000")
@@ -35,6 +39,7 @@ func TestAlertsReachAHuman(t *testing.T) {
 		startStack(t, factor)
 		t.Run("troubles", func(t *testing.T) { // which end together, before the stack does
 			t.Run("client without a pool", func(t *testing.T) { t.Parallel(); clientWithoutAPool(t, human) })
+			t.Run("container without a pool", func(t *testing.T) { t.Parallel(); containerWithoutAPool(t, human) })
 			// It keeps connections that the server has closed.
 			t.Run("client that never closes", func(t *testing.T) {
 				t.Parallel()
@@ -73,7 +78,7 @@ func clientWithoutAPool(t *testing.T, human *webhook) {
 	const last = "TCPEphemeralPortsNearExhaustion"
 	arrived := make(map[string]time.Time)
 	for _, name := range []string{"TCPEphemeralPortsHalfUsed", "TCPEphemeralPortsExhaustionPredicted", last} {
-		a, ok := human.first(name, "firing", nil)
+		a, ok := human.first(name, "firing", map[string]string{"netns": "host"})
 		if !ok {
 			t.Fatalf("%s had not arrived by then", name)
 		}
@@ -92,9 +97,53 @@ func clientWithoutAPool(t *testing.T, human *webhook) {
 	}
 	// 60 s for the TIME_WAITs, then keep_firing_for and group_interval.
 	for _, name := range []string{"TCPEphemeralPortsNearExhaustion", "TCPEphemeralPortsHalfUsed"} {
-		resolved := human.wait(t, name, "resolved", nil, 100*time.Second)
+		resolved := human.wait(t, name, "resolved", map[string]string{"netns": "host"}, 100*time.Second)
 		t.Logf("%s resolved %.1f s after the load stopped", name, resolved.at.Sub(failed).Seconds())
 	}
+}
+
+// In a container with a network of its own, a client does the same with the kernel's own range of ports: they are gone in half a
+// minute, which stands for a quarter of an hour. The exporter reads that namespace from outside.
+func containerWithoutAPool(t *testing.T, human *webhook) {
+	const (
+		backend = "10.0.0.9:8080" // in 127/8 a TIME_WAIT would be reused
+		pool    = 28232
+	)
+	name := enterContainer(t)
+	netns.SetSysctl(t, "net/ipv4/tcp_max_tw_buckets", "100000")
+	netns.AddLoopbackAddresses(t, netip.MustParseAddr("10.0.0.9"))
+	netns.Handle(t, backend, waitForPeer)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	// It names its ports: with half of them gone the kernel would look for a free one for longer than the connection lasts.
+	connect, left := connectFrom("10.0.0.9:32768", backend), pool
+	err := every(ctx, func(passed time.Duration) float64 {
+		if passed < 12*time.Second {
+			return 0.85 * pool / 12
+		}
+		return 0.15 * pool / 20
+	}, func() error {
+		if left == 0 {
+			return connectAndClose(backend)
+		}
+		left--
+		conn, err := connect()
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+	failed := time.Now()
+	if !errors.Is(err, syscall.EADDRNOTAVAIL) || left > 0 {
+		t.Fatalf("the client ended with %v when %d ports were left, want %v", err, left, syscall.EADDRNOTAVAIL)
+	}
+	page, ok := human.first("TCPEphemeralPortsNearExhaustion", "firing", map[string]string{"netns": name})
+	if !ok {
+		t.Fatalf("no page named %s by then", name)
+	}
+	lead := failed.Sub(page.at)
+	t.Logf("the page that names %s arrived %.1f s before the first failed connect(); at full scale %s", name, lead.Seconds(), (lead * factor).Round(time.Second))
+	check(t, page, "(netns "+name+")", "10.0.0.9 port 8080 from 10.0.0.9")
 }
 
 // A trouble is somebody who goes on until an alert comes, and stops then.

@@ -46,17 +46,25 @@ func connectAndClose(address string) error {
 	return conn.Close()
 }
 
-// flood is one remote host that opens connections which the server closes. It has the source ports of a host of its own:
-// each is used once, and none is in the range of the namespace.
+// flood is one remote host that opens connections which the server closes. It has the source ports of a host of its own, none
+// of them in the range of the namespace.
 func flood(from, to string) func() (net.Conn, error) {
-	next := netip.MustParseAddrPort(from)
+	connect := connectFrom(from, to)
 	return func() (net.Conn, error) {
-		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(next)}
-		next = netip.AddrPortFrom(next.Addr(), next.Port()+1)
-		conn, err := dialer.Dial("tcp", to)
+		conn, err := connect()
 		if err == nil {
 			go waitForPeer(conn)
 		}
 		return conn, err
+	}
+}
+
+// connectFrom connects from one port after the other, each used once.
+func connectFrom(first, to string) func() (net.Conn, error) {
+	next := netip.MustParseAddrPort(first)
+	return func() (net.Conn, error) {
+		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(next)}
+		next = netip.AddrPortFrom(next.Addr(), next.Port()+1)
+		return dialer.Dial("tcp", to)
 	}
 }

@@ -45,7 +45,7 @@ func startStack(t *testing.T, factor int) {
 	}
 
 	// Without owners: what they tell of CLOSE_WAIT is its age, and the kernel's clock is not made faster.
-	program.Start(t, exec.Command(program.Path(), "--collector.owners=0"))
+	program.Start(t, exec.Command(program.Path(), "--collector.owners=0", "--collector.namespaces=all"))
 	program.Start(t, exec.Command(alertmanagerPath, "--config.file="+filepath.Join(dir, "alertmanager.yml"), "--storage.path="+filepath.Join(dir, "alertmanager"),
 		"--web.listen-address=127.0.0.1:9093", "--cluster.listen-address="))
 	program.Get(t, "http://127.0.0.1:10793/-/ready")

@@ -99,23 +99,12 @@ func startUnprivileged(t *testing.T, args ...string) *exporter {
 	return e
 }
 
-// mountOwnProc has /proc show the processes of this PID namespace.
-func mountOwnProc(t *testing.T, options string) {
-	t.Helper()
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		t.Fatal(os.NewSyscallError("mount", err))
-	}
-	if err := unix.Mount("proc", "/proc", "proc", 0, options); err != nil {
-		t.Skipf("this container does not let /proc be mounted: %v", err)
-	}
-}
-
 const ownMachine = unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID
 
 // TestNamespaces has thirty namespaces with a different number of connections each.
 func TestNamespaces(t *testing.T) {
 	netns.RunWith(t, ownMachine, func(t *testing.T) {
-		mountOwnProc(t, "")
+		netns.MountProc(t, "")
 		var all [30]namespace
 		var services [len(all)]netns.Service
 		const otherPool = 7
@@ -215,7 +204,7 @@ func TestNamespacesHidden(t *testing.T) {
 		if os.Geteuid() != 0 {
 			t.Skip("processes are hidden from other users only")
 		}
-		mountOwnProc(t, "hidepid=2")
+		netns.MountProc(t, "hidepid=2")
 		newNamespace(t)
 		p := startUnprivileged(t, "--collector.namespaces=all").scrape(t)
 		p.want(t, 0, "timewait_exporter_host_visible")
@@ -237,7 +226,7 @@ func TestNamespacesSoak(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		mountOwnProc(t, "")
+		netns.MountProc(t, "")
 		e := startUnprivileged(t, "--collector.namespaces=all", "--collector.namespaces.budget=5ms")
 		ctx, cancel := context.WithCancel(t.Context())
 		made := make(chan int)

@@ -101,6 +101,17 @@ func Refused(err error) bool {
 // LoopbackUp is `ip link set lo up`, which Run does.
 func LoopbackUp() error { return netlink.LinkSetUp(named("lo")) }
 
+// MountProc has /proc show the processes of this PID namespace, in a mount namespace of its own.
+func MountProc(t *testing.T, options string) {
+	t.Helper()
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(os.NewSyscallError("mount", err))
+	}
+	if err := unix.Mount("proc", "/proc", "proc", 0, options); err != nil {
+		t.Skipf("this container does not let /proc be mounted: %v", err)
+	}
+}
+
 // exactly is the -test.run pattern of one test or subtest.
 func exactly(name string) string {
 	parts := strings.Split(name, "/")
