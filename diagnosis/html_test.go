@@ -3,6 +3,7 @@ package diagnosis
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"reflect"
 	"slices"
@@ -50,7 +51,7 @@ func structure(t *testing.T, page []byte) (all []string, text string) {
 	for {
 		switch z.Next() {
 		case html.ErrorToken:
-			if z.Err() != io.EOF {
+			if !errors.Is(z.Err(), io.EOF) {
 				t.Fatal(z.Err())
 			}
 			return all, text
@@ -96,7 +97,7 @@ func TestHostileNames(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("%q changes the page:\n%s", hostile, page)
 		}
-		if plain := strings.Trim(hostile, "\x00\xff"); !strings.ContainsAny(plain, "\x00") && !strings.Contains(text, plain) {
+		if printable(hostile) == hostile && !strings.Contains(text, hostile) {
 			t.Errorf("%q is not to be read", hostile)
 		}
 	}

@@ -58,7 +58,7 @@ var telemetryPath = regexp.MustCompile(`^(/[\w.~!$&'()*+,;=:@-]+)+$`)
 func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	app, cfg := newFlags()
 	app.UsageWriter(stdout)
-	if len(args) == 2 && args[0] == "--completion-bash" && !strings.HasPrefix(args[1], "-") {
+	if len(args) == 2 && args[0] == "--completion-bash" && !strings.HasPrefix(args[len(args)-1], "-") {
 		args = args[:1] // kingpin forgets the commands once a word is begun; the shell knows which fit
 	}
 	for i, arg := range args {
