@@ -223,6 +223,41 @@ func TestSearchFromBefore(t *testing.T) {
 	wantLabels(t, r, map[uint64]string{late: "late.service"})
 }
 
+// TestFoundProcess: what a process says of its cgroup is a path from the root of this process's
+// cgroup namespace, which is the tree's, unless that shows the whole machine.
+func TestFoundProcess(t *testing.T) {
+	f := newFixture(t, v2Host, v2Host)
+	in := f.mkdir("/in.service")
+	const root, out = 5, 1 << 50 // ids
+	for _, tt := range []struct {
+		tree         uint64 // the id of its root, 0 for none
+		id           uint64
+		path, label  string
+		inTree, left bool // the path is known in the tree, or the walk is left to find it
+	}{
+		{root, in, "/in.service", "in.service", true, false},
+		{root, out, "/../out.service", "out.service", false, false},
+		{root, out, "/../../cri-containerd-" + id1 + ".scope", "containerd:" + id1[:12], false, false},
+		{root, root, "/", Unknown, false, false},
+		{root, out, "/..", Unknown, false, false},
+		{rootID, in, "/in.service", "in.service", true, false},
+		{rootID, out, "/in.service", Unknown, false, true}, // another one's by now
+		{rootID, out, "/../out.service", Unknown, false, true},
+		{0, out, "/out.service", "out.service", false, false},
+	} {
+		r := f.resolver(Options{})
+		if r.tree.root = tt.tree; tt.tree == 0 {
+			r.tree = nil
+		}
+		must(t, r.ask(time.Now(), slices.Values([]uint64{tt.id})))
+		r.foundProcess(1, tt.id, []procfs.Cgroup{{Path: tt.path}})
+		n := r.names[tt.id]
+		if n.label != tt.label || (n.path != "") != tt.inTree || r.isMissing(tt.id) != tt.left {
+			t.Errorf("%+v: label %q, path %q, left %v", tt, n.label, n.path, r.isMissing(tt.id))
+		}
+	}
+}
+
 // TestSocketUnit: foo.socket is foo.service once that has a cgroup.
 func TestSocketUnit(t *testing.T) {
 	f := newFixture(t, v2Host, v2Host)
