@@ -43,7 +43,7 @@ func TestSeries(t *testing.T) {
 			fmt.Sprint("--collector.destinations=", limits.destinations),
 			fmt.Sprint("--collector.listeners=", limits.listeners))
 		worst := pages[len(pages)-1].series()
-		if want := 248 + 16*limits.remotes + 9*limits.destinations + 115*limits.listeners; worst != want {
+		if want := 280 + 16*limits.remotes + 10*limits.destinations + 116*limits.listeners; worst != want {
 			t.Errorf("%+v: %d series, not %d", limits, worst, want)
 		}
 		if limits.remotes != 50 { // the default, which the table is of
