@@ -26,18 +26,7 @@ func startStack(t *testing.T, factor int) {
 	t.Helper()
 	const deploy = "../../deploy/"
 	dir := t.TempDir()
-	for _, name := range []string{"timewait_exporter.rules.yml", "timewait_exporter.alerts.yml"} {
-		file, err := rules.Read(deploy + "prometheus/" + name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if file, err = file.Faster(factor); err != nil {
-			t.Fatal(err)
-		}
-		if err := file.Write(filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	fasterRules(t, dir, factor)
 	for _, name := range []string{"prometheus/prometheus.yml", "alertmanager/alertmanager.yml"} {
 		if err := rules.FasterConfig(deploy+name, filepath.Join(dir, filepath.Base(name)), factor); err != nil {
 			t.Fatal(err)
@@ -53,6 +42,23 @@ func startStack(t *testing.T, factor int) {
 	program.Start(t, exec.Command(prometheusPath, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "prometheus"),
 		"--web.listen-address=127.0.0.1:9090"))
 	program.Get(t, "http://127.0.0.1:9090/-/ready")
+}
+
+// fasterRules writes the rules of deploy/ to dir, made faster by factor.
+func fasterRules(t *testing.T, dir string, factor int) {
+	t.Helper()
+	for _, name := range []string{"timewait_exporter.rules.yml", "timewait_exporter.alerts.yml"} {
+		file, err := rules.Read("../../deploy/prometheus/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if file, err = file.Faster(factor); err != nil {
+			t.Fatal(err)
+		}
+		if err := file.Write(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // alert is one alert of a notification, as Alertmanager's webhook sends it.
