@@ -109,7 +109,9 @@ func (l *look) notYet() {
 		return
 	}
 	l.ownersNotKnown()
-	l.skip("NAT ports", "what stands between may have fewer than this machine")
+	if l.facts.NATPorts == 0 {
+		l.skip("NAT ports", "what stands between may have fewer than this machine")
+	}
 	l.skip("counters", "overflows, drops and aborts that the kernel counts: one look has no rate")
 	switch {
 	case l.watch() != nil:

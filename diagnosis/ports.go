@@ -136,7 +136,11 @@ func reuses(p *kernelstat.Pool, local, remote netip.Addr) bool {
 func (l *look) ports() {
 	pool, ports := l.ns.Pool, l.ns.Sockets.Ports
 	if pool == nil || ports == nil {
-		l.skip("TCPEphemeralPortsNearExhaustion", "the port range is not known; --set net.ipv4.ip_local_port_range=\"LOW HIGH\"")
+		reason := "the port range is not known; --set net.ipv4.ip_local_port_range=\"LOW HIGH\""
+		if peer, n := l.largestRemote(snapshot.Outbound, tcptable.TimeWait); n > 0 {
+			reason += fmt.Sprintf("; of Linux's default range the %s TIME_WAITs toward %s would be %s", count(n), peer, percent(min(float64(n)/defaultRange, 1)))
+		}
+		l.skip(portsNotChecked, reason)
 		return
 	}
 	l.limit("ports_toward_the_worst_destination", math.Round(ports.Connect*float64(pool.Size)), float64(pool.Size), "ports", fromRange)
@@ -316,6 +320,12 @@ func (l *look) reuseRemedy(f *Finding, d *portsOf) {
 	f.remedy("sysctl -w net.ipv4.tcp_tw_reuse=1: connect() then takes over TIME_WAITs that are older than %s s, where the peer speaks timestamps too. Costs nothing with them, gains nothing without.", number(pool.ReuseDelay.Seconds()))
 }
 
+// portsNotChecked is what is said not to be checked where the range is not known.
+const portsNotChecked = "TCPEphemeralPortsNearExhaustion"
+
+// defaultRange is how many ports 32768 to 60999 are.
+const defaultRange = 28232
+
 // widest is the widest port range that leaves the well-known ports alone.
 const widestLow, widestHigh = 1024, 65535
 
@@ -383,6 +393,11 @@ func (l *look) capacity(d *portsOf) {
 	if most, ok := l.kernel(timeWaitLimit); ok && most < usable {
 		c.Limit, c.ClosesPerSecond = "tw_buckets", most/timeWaitSeconds(l.ns.Pool)
 		c.SlowFromPerSecond = min(c.SlowFromPerSecond, c.ClosesPerSecond)
+	}
+	// A NAT keeps a port for the two minutes that it takes a closed connection to be forgotten
+	// (nf_conntrack_tcp_timeout_time_wait), and others behind it take from the same.
+	if nat := float64(l.facts.NATPorts) / 120; nat > 0 && nat < c.ClosesPerSecond {
+		c.Limit, c.ClosesPerSecond, c.SlowFromPerSecond = "nat", nat, min(c.SlowFromPerSecond, nat)
 	}
 	l.report.Capacity = append(l.report.Capacity, c)
 }

@@ -172,6 +172,9 @@ type Facts struct {
 	Node       *snapshot.Node
 	// Assumed are sysctls that were taken for set, each with its value.
 	Assumed []string
+	// NATPorts is how many ports the NAT before the machine has toward one destination; 0 if
+	// that is not known.
+	NATPorts int
 	// Missing is what the input can't show.
 	Missing []NotChecked
 	// Watch is what was seen of one of Namespaces until they were read; nil if all were
@@ -294,6 +297,12 @@ func (r *Report) nothingWrong() string {
 	if nearest == nil {
 		return "nothing wrong is to be seen, and no limit could be read"
 	}
-	return fmt.Sprintf("nothing wrong: %d limits looked at, the nearest is %s at %s of %s %s; %d things not checked",
+	wrong := "nothing wrong"
+	if slices.ContainsFunc(r.NotChecked, func(n NotChecked) bool {
+		return strings.HasSuffix(n.Check, portsNotChecked) && n.Reason != "suppressed"
+	}) {
+		wrong = "nothing wrong in what could be checked, which ports could not"
+	}
+	return fmt.Sprintf(wrong+": %d limits looked at, the nearest is %s at %s of %s %s; %d things not checked",
 		len(r.Limits), words(nearest.Name), number(nearest.Value), number(*nearest.Limit), nearest.Unit+nearest.where(), len(r.NotChecked))
 }

@@ -627,17 +627,21 @@ func TestCapacity(t *testing.T) {
 		rate, slow  float64
 		nowIsKnown  bool
 		destination string
+		natPorts    int
 	}{
-		{"as it is", func(*kernelstat.Pool) {}, 131072, "pool", 28232. / 61, 28232. / 122, true, database},
-		{"the range alone", func(p *kernelstat.Pool) { *p = pool(1024, 65535) }, 131072, "pool", 64512. / 61, 64512. / 122, true, database},
-		{"with reuse", func(p *kernelstat.Pool) { *p = pool(1024, 65535); p.ReuseMode = 1 }, 131072, "reuse", 64512, 32256, false, database},
-		{"without timestamps", func(p *kernelstat.Pool) { p.ReuseMode, p.Timestamps = 1, false }, 131072, "pool", 28232. / 61, 28232. / 122, true, database},
-		{"loopback alone", func(p *kernelstat.Pool) { p.ReuseMode = 2 }, 131072, "pool", 28232. / 61, 28232. / 122, true, database},
-		{"loopback", func(p *kernelstat.Pool) { p.ReuseMode = 2 }, 131072, "reuse", 28232, 14116, false, "127.0.0.1:5432"},
-		{"few TIME_WAITs", func(*kernelstat.Pool) {}, 6100, "tw_buckets", 100, 100, true, database},
+		{"as it is", func(*kernelstat.Pool) {}, 131072, "pool", 28232. / 61, 28232. / 122, true, database, 0},
+		{"the range alone", func(p *kernelstat.Pool) { *p = pool(1024, 65535) }, 131072, "pool", 64512. / 61, 64512. / 122, true, database, 0},
+		{"with reuse", func(p *kernelstat.Pool) { *p = pool(1024, 65535); p.ReuseMode = 1 }, 131072, "reuse", 64512, 32256, false, database, 0},
+		{"without timestamps", func(p *kernelstat.Pool) { p.ReuseMode, p.Timestamps = 1, false }, 131072, "pool", 28232. / 61, 28232. / 122, true, database, 0},
+		{"loopback alone", func(p *kernelstat.Pool) { p.ReuseMode = 2 }, 131072, "pool", 28232. / 61, 28232. / 122, true, database, 0},
+		{"loopback", func(p *kernelstat.Pool) { p.ReuseMode = 2 }, 131072, "reuse", 28232, 14116, false, "127.0.0.1:5432", 0},
+		{"few TIME_WAITs", func(*kernelstat.Pool) {}, 6100, "tw_buckets", 100, 100, true, database, 0},
+		{"behind a NAT", func(*kernelstat.Pool) {}, 131072, "nat", 100, 100, true, database, 12000},
 	} {
 		s := scene{rows: rows{}.connect(61, tcptable.TimeWait, us, v.destination), pool: v.pool, kernel: kernelstat.Numbers{timeWaitLimit: v.timeWaits}}
-		c := Diagnose(s.facts(t)).Capacity
+		facts := s.facts(t)
+		facts.NATPorts = v.natPorts
+		c := Diagnose(facts).Capacity
 		if len(c) != 1 || c[0].Limit != v.limit || c[0].ClosesPerSecond != v.rate || c[0].SlowFromPerSecond != v.slow || (c[0].NowPerSecond != nil) != v.nowIsKnown {
 			t.Errorf("%s: %+v", v.name, c)
 		}

@@ -192,7 +192,7 @@ func factsOf(ctx context.Context, cfg *config, stdin io.Reader, progress io.Writ
 	}
 	facts := &diagnosis.Facts{
 		Host: captured.Host, Taken: captured.Taken.UTC().Truncate(time.Second), Input: diagnosis.Input{Kind: captured.Kind, Path: path},
-		Namespaces: []*snapshot.Namespace{captured.Namespace}, Node: captured.Node, Assumed: assumed(cfg),
+		Namespaces: []*snapshot.Namespace{captured.Namespace}, Node: captured.Node, Assumed: assumed(cfg), NATPorts: cfg.collector.NATPorts,
 	}
 	for _, m := range captured.Missing {
 		facts.Missing = append(facts.Missing, diagnosis.NotChecked{Check: m.Subject, Reason: m.Reason})
@@ -266,7 +266,7 @@ func look(ctx context.Context, cfg *config, progress io.Writer) (*diagnosis.Fact
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	facts := now(ctx, hostname(cfg.collector.ProcRoot), c)
-	facts.Assumed, facts.Watch = assumed(cfg), watched
+	facts.Assumed, facts.NATPorts, facts.Watch = assumed(cfg), cfg.collector.NATPorts, watched
 	if err := keepNamed(facts, cfg.report.netns); err != nil {
 		return nil, err
 	}
