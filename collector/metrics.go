@@ -158,7 +158,7 @@ var (
 		"Where the names of owners come from: source=\"pidfd\", \"cgroupfs\" or both; with source=\"none\" there are no metrics of owners, and reason says why. Else reason says what can't be known, if anything. Always 1, absent with --collector.owners=0.",
 		"source", "reason")
 	nodeDestinations = newMetric("tcp_node_destination_connections", "gauge", fromTable,
-		"Outbound connections of all network namespaces that are read, by destination, for the destinations with most of them: how many ports the source NAT of the node, or one before it, needs for each. Of each namespace its 128 largest destinations count. Absent where only one namespace is read, unless --collector.nat-ports is set.",
+		"Outbound connections of all network namespaces that are read, by destination, for the destinations with most of them: how many ports the source NAT of the node, or one before it, needs for each. Of each namespace its 32 largest destinations count. Absent where only one namespace is read, unless --collector.nat-ports is set.",
 		"remote_ip", "remote_port")
 	natUtilisation = newMetric("tcp_nat_port_utilisation_ratio", "gauge", fromTable,
 		"The largest tcp_node_destination_connections as a share of --collector.nat-ports, at most 1: at 1 the NAT has no port for the next connection. Absent without that flag.")

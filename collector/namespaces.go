@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -57,20 +58,42 @@ type namespaces struct {
 	tally  *tally.Tally
 	views  map[*netns.Namespace]*view
 	rounds int
+	seed   maphash.Seed
 }
 
 // view is what is known of a namespace.
 type view struct {
 	*netns.Namespace
 	kernel kernelstat.Numbers // now
+	now    counts
 
-	sockets *snapshot.Sockets  // of the last look at its table, nil before the first
-	then    kernelstat.Numbers // before that look
-	turn    int                // the round of that look
+	sockets *snapshot.Sockets // of the last look at its table, nil before the first
+	then    counts            // before that look
+	turn    int               // the round of that look
 
 	memory   *tally.Memory
 	listened []uint16 // ports outside of the pool that somebody listened on once
 	outside  []uint16 // others that connections went out from, up to maxOutside
+}
+
+// counts are what the kernel counts of TCP in a namespace, in little room.
+type counts struct {
+	inUse, opened, established uint64
+	hash                       uint64 // of all of them
+}
+
+func (s *namespaces) countsOf(read kernelstat.Numbers) counts {
+	c := counts{inUse: read[inUse4] + read[inUse6] + read[timeWaits], opened: read[activeOpens], established: read[currEstab]}
+	type count struct {
+		kernelstat.Number
+		value uint64
+	}
+	for n, value := range read {
+		if n.Part() != "conntrack" {
+			c.hash += maphash.Comparable(s.seed, count{n, value}) // in any order
+		}
+	}
+	return c
 }
 
 // newNamespaces returns what reads all namespaces but the one of t, and the name of that.
@@ -90,6 +113,7 @@ func newNamespaces(ctx context.Context, t *table) (*namespaces, string, error) {
 		procfs: tcptable.NewProcNet(""),
 		tally:  tally.New(t.cfg.RemotePrefixIPv4, t.cfg.RemotePrefixIPv6, t.cfg.RemoteGroups...),
 		views:  make(map[*netns.Namespace]*view),
+		seed:   maphash.MakeSeed(),
 	}
 	_, err = os.Stat(filepath.Join(t.cfg.ProcRoot, "1/net"))
 	n.hidden = err != nil
@@ -161,7 +185,7 @@ func (s *namespaces) count(v *view) error {
 	for {
 		kernel, err := s.reader.Read(v.Dir())
 		if v.Is() {
-			v.kernel = kernel
+			v.kernel, v.now = kernel, s.countsOf(kernel)
 			return err
 		}
 		if !v.Reopen() {
@@ -241,7 +265,7 @@ func (v *view) class(p *kernelstat.Pool, now time.Time) int {
 		return changed
 	case v.portsUsed(p) >= urgentShare, v.leaks(), v.hangs(), v.hasOneRemote(p):
 		return urgent
-	case v.hasChanged(), now.Sub(v.sockets.Read) >= unchangedFor:
+	case v.now != v.then, now.Sub(v.sockets.Read) >= unchangedFor:
 		return changed
 	}
 	return unchanged
@@ -255,10 +279,10 @@ func (v *view) portsUsed(p *kernelstat.Pool) float64 {
 		return 0
 	}
 	size := float64(p.Size)
-	most := float64(v.kernel[inUse4]+v.kernel[inUse6]+v.kernel[timeWaits]) / size
+	most := float64(v.now.inUse) / size
 	if v.sockets != nil {
 		ports := v.sockets.Ports
-		opened := float64(v.kernel[activeOpens] - v.then[activeOpens])
+		opened := float64(v.now.opened - v.then.opened)
 		most = min(most, max(ports.Connect, ports.Bind, ports.BindAny)+opened/size)
 	}
 	return most
@@ -273,7 +297,7 @@ func (v *view) leaks() bool {
 			closeWaits += v.sockets.Connections[f][d][tcptable.CloseWait]
 		}
 	}
-	now, then := float64(v.kernel[currEstab]), float64(v.then[currEstab])
+	now, then := float64(v.now.established), float64(v.then.established)
 	return closeWaits >= fewCloseWaits && float64(closeWaits) >= urgentCloseWait*now || now > 2*then+fewCloseWaits*fewCloseWaits
 }
 
@@ -292,16 +316,6 @@ func (v *view) hasOneRemote(p *kernelstat.Pool) bool {
 		inbound += v.sockets.Connections[f][snapshot.Inbound][tcptable.Established]
 	}
 	return v.sockets.TopShare[snapshot.Inbound][tcptable.Established] >= urgentRemote && float64(inbound) >= urgentInbound*float64(p.Size)
-}
-
-// hasChanged reports whether a counter of TCP has since the last look.
-func (v *view) hasChanged() bool {
-	for n, value := range v.kernel {
-		if n.Part() != "conntrack" && v.then[n] != value {
-			return true
-		}
-	}
-	return false
 }
 
 // walk reads a table. One that changes fast may have been whole though it seemed short,
@@ -323,7 +337,7 @@ func (s *namespaces) walk(ctx context.Context, v *view) error {
 	sockets := s.tally.Snapshot(s.table.limits())
 	sockets.Source, sockets.Read = SourceProcfs, time.Now()
 	sockets.HeldPorts = nil // 8 KiB
-	v.sockets, v.then = sockets, v.kernel
+	v.sockets, v.then = sockets, v.now
 	v.judge(s.tally, s.pool)
 	if v.sysctls() == snapshot.SysctlsUnknown {
 		sockets.Ports = nil
@@ -365,7 +379,7 @@ func (s *namespaces) describe(out *snapshot.Namespaces, all []*view) {
 		switch {
 		case v.turn == s.rounds && v.sockets != nil:
 			out.Read++
-		case v.sockets != nil && !v.hasChanged():
+		case v.sockets != nil && v.now == v.then:
 			out.Unchanged++
 		default:
 			out.Waiting++

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -23,37 +24,38 @@ import (
 // looked returns a view whose table was read in a round, with so many CLOSE_WAITs and so
 // much of the pool gone.
 func looked(name string, turn int, ago time.Duration, closeWaits uint64, gone float64) *view {
-	v := &view{Namespace: &netns.Namespace{Name: name}, turn: turn, kernel: kernelstat.Numbers{}, then: kernelstat.Numbers{}}
+	v := &view{Namespace: &netns.Namespace{Name: name}, turn: turn}
 	v.sockets = &snapshot.Sockets{Read: time.Now().Add(-ago), Ports: &snapshot.Ports{Connect: gone}}
 	v.sockets.Connections[snapshot.IPv4][snapshot.Inbound][tcptable.CloseWait] = closeWaits
-	v.kernel[inUse4], v.then[inUse4] = 30_000, 30_000 // so that the look is what counts
-	v.kernel[currEstab], v.then[currEstab] = 1000, 1000
+	v.then = counts{inUse: 30_000, established: 1000} // so many that the look is what counts
+	v.now = v.then
 	return v
 }
 
-// now changes a number since the last look.
-func (v *view) now(n kernelstat.Number, value uint64) *view {
-	v.kernel[n] = value
+// since has more connections since the look.
+func (v *view) since(opened, established uint64) *view {
+	v.now.opened += opened
+	v.now.established += established
 	return v
 }
 
 // TestOrder has the namespaces in the order in which their tables are to be read.
 func TestOrder(t *testing.T) {
 	unseen := func(name string, inUse uint64) *view {
-		return &view{Namespace: &netns.Namespace{Name: name}, kernel: kernelstat.Numbers{inUse4: inUse}}
+		return &view{Namespace: &netns.Namespace{Name: name}, now: counts{inUse: inUse}}
 	}
 	all := []*view{
 		looked("unchanged", 1, time.Minute, 0, 0),
 		looked("unchanged for long", 4, 5*time.Minute, 0, 0),
-		looked("changed lately", 8, time.Minute, 0, 0).now(activeOpens, 1),
-		looked("changed", 7, time.Minute, 0, 0).now(activeOpens, 1),
-		looked("only conntrack", 2, time.Minute, 0, 0).now(kernelstat.Conntrack("entries"), 9),
+		looked("changed lately", 8, time.Minute, 0, 0).since(1, 0),
+		looked("changed", 7, time.Minute, 0, 0).since(1, 0),
+		looked("unchanged, lately", 2, time.Minute, 0, 0),
 		unseen("unseen, few", 5), unseen("unseen, more", 50),
 		unseen("unseen, many", 10_000),
 		looked("full", 9, time.Minute, 0, 0.3),
-		looked("half full, and connects", 5, time.Minute, 0, 0.2).now(activeOpens, 2000),
+		looked("half full, and connects", 5, time.Minute, 0, 0.2).since(2000, 0),
 		looked("leaks", 3, time.Minute, 100, 0),
-		looked("grows", 6, time.Minute, 0, 0).now(currEstab, 3000),
+		looked("grows", 6, time.Minute, 0, 0).since(0, 2000),
 	}
 	s := &namespaces{pool: kernelstat.DefaultPool()}
 	f := func(rounds int, want ...string) {
@@ -67,7 +69,7 @@ func TestOrder(t *testing.T) {
 			t.Errorf("round %d:\n%q, want\n%q", rounds, got, want)
 		}
 	}
-	rest := []string{"unseen, few", "unchanged for long", "changed", "changed lately", "unchanged", "only conntrack"}
+	rest := []string{"unseen, few", "unchanged for long", "changed", "changed lately", "unchanged", "unchanged, lately"}
 	f(1, slices.Concat([]string{"unseen, many", "leaks", "unseen, more", "half full, and connects", "grows"}, rest[:1], []string{"full"}, rest[1:])...)
 	f(2, slices.Concat([]string{"unseen, many", "unseen, more", "leaks", "half full, and connects"}, rest[:1], []string{"grows", "full"}, rest[1:])...)
 	f(3, slices.Concat([]string{"unseen, more", "unseen, many", "leaks"}, rest[:1], []string{"half full, and connects", "grows"}, rest[1:2], []string{"full"}, rest[2:])...)
@@ -239,6 +241,7 @@ func TestManyNamespaces(t *testing.T) {
 		var all []*view
 		for i := range namespaces {
 			v := looked(fmt.Sprintf("namespace-%d/pod-%d", i%20, i), s.rounds, 0, 0, 0)
+			v.kernel = make(kernelstat.Numbers)
 			for _, n := range numbersOfEach() {
 				v.kernel[n] = uint64(i)
 			}
@@ -403,6 +406,22 @@ func TestNamespacesDeadline(t *testing.T) {
 			if n := len(all.Others); err != nil || n != 4 || all.Read > 1 {
 				t.Errorf("%d asked: %d namespaces, %d tables, %v", left, n, all.Read, err)
 			}
+		}
+	}
+}
+
+// TestUnchanged has a namespace change when a count of TCP does, and by nothing of conntrack.
+func TestUnchanged(t *testing.T) {
+	s := newOthers(t)
+	for _, n := range numbersOfEach() {
+		before := kernelstat.Numbers{}
+		for _, all := range numbersOfEach() {
+			before[all] = 7
+		}
+		after := maps.Clone(before)
+		after[n]++
+		if changed := s.countsOf(before) != s.countsOf(after); changed != (n.Part() != "conntrack") {
+			t.Errorf("%s changes it: %v", n, changed)
 		}
 	}
 }

@@ -20,7 +20,7 @@ const (
 	// locals is how many local IPs are told one by one.
 	locals = 20
 	// targets are how many destinations of a namespace are in the sums of the node.
-	targets = 128
+	targets = 32
 	// netlinkPause is how long SourceAuto reads procfs after netlink has failed.
 	netlinkPause = time.Minute
 )
