@@ -44,6 +44,9 @@ type Config struct {
 	// where the kernel says, and PodLogs where a kubelet has the logs of pods.
 	Owners            int
 	CgroupFS, PodLogs string
+	// OwnerPause is the least time between two searches for names of owners, and between two
+	// looks at their processes; if it is 0, ten seconds and one.
+	OwnerPause time.Duration
 	// RemotePrefixIPv4 and RemotePrefixIPv6 fold remote addresses into blocks of
 	// so many bits; 32 and 128 leave them whole.
 	RemotePrefixIPv4, RemotePrefixIPv6 int

@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -16,7 +17,7 @@ import (
 )
 
 // lookPause is the least time between two looks at processes, which cost milliseconds, however
-// many scrapes there are.
+// many scrapes there are, unless Config has another.
 const lookPause = time.Second
 
 // owners tells whose the sockets of a walk are.
@@ -37,7 +38,8 @@ type ownership struct {
 	processes *owner.Processes
 	counts    *tally.Owners
 	looked    time.Time // when processes were looked at last
-	err       string    // the last one that is in the log
+	lookPause time.Duration
+	err       string // the last one that is in the log
 }
 
 // findOwners returns what tells the owners of sockets, nil where nothing does, and
@@ -58,7 +60,7 @@ func findOwners(ctx context.Context, cfg Config, hasDiag bool, t *table, logger 
 		return none("the kernel has no sock_diag for TCP")
 	}
 	names, _, err := begin(ctx, minSmallTimeout, new(hung), func(context.Context) (*owner.Resolver, error) {
-		return owner.New(owner.Options{CgroupFS: cfg.CgroupFS, PodLogs: cfg.PodLogs})
+		return owner.New(owner.Options{CgroupFS: cfg.CgroupFS, PodLogs: cfg.PodLogs, SearchPause: cfg.OwnerPause})
 	}).wait(ctx)
 	if err != nil {
 		return none(err.Error())
@@ -70,7 +72,7 @@ func findOwners(ctx context.Context, cfg Config, hasDiag bool, t *table, logger 
 	}
 	level.Info(logger).Log("msg", "telling owners of sockets", "source", source.Source, "reason", source.Reason)
 	o := &owners{logger: logger, table: t, state: make(spare[*ownership], 1)}
-	o.state.put(&ownership{names: names, processes: owner.NewProcesses(names), counts: tally.NewOwners(cfg.Owners)})
+	o.state.put(&ownership{names: names, processes: owner.NewProcesses(names), lookPause: cmp.Or(cfg.OwnerPause, lookPause), counts: tally.NewOwners(cfg.Owners)})
 	t.owners = true
 	t.ages.Store(true)
 	return o, source
@@ -127,7 +129,7 @@ func (s *ownership) addProcesses(now time.Time, found *snapshot.Owners) {
 			named[o.Name] = o.Cgroups
 		}
 	}
-	if now.Sub(s.looked) >= lookPause {
+	if now.Sub(s.looked) >= s.lookPause {
 		s.processes.Update(now, named)
 		s.looked = now
 	}

@@ -254,6 +254,9 @@ func assumed(cfg *config) (all []string) {
 
 // look takes the facts of this machine, or of a copy of its proc file system.
 func look(ctx context.Context, cfg *config, progress io.Writer) (*diagnosis.Facts, error) {
+	if cfg.report.watch > 0 {
+		cfg.collector.OwnerPause = 100 * time.Millisecond // who comes meanwhile is to have a name
+	}
 	c, err := collector.New(ctx, cfg.collector, log.NewNopLogger())
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package owner
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
@@ -15,7 +16,8 @@ const (
 	// long an id that nothing has is not searched again. The kernel does not use an
 	// id again.
 	keep = 10 * time.Minute
-	// searchPause is the least time between the begins of two searches.
+	// searchPause is the least time between the begins of two searches, unless Options has
+	// another.
 	searchPause = 10 * time.Second
 	// searchTime is how much of one Update a search may take.
 	searchTime = 20 * time.Millisecond
@@ -35,6 +37,9 @@ type Options struct {
 	// PodLogs is where a kubelet has pods and containers, /var/log. Without it pods
 	// have no names.
 	PodLogs string
+	// SearchPause is the least time between the begins of two searches, ten seconds if it is
+	// 0.
+	SearchPause time.Duration
 }
 
 // Source says where names come from.
@@ -63,6 +68,8 @@ type Resolver struct {
 	search  search
 	podErr  error
 	podRead time.Time
+
+	searchPause time.Duration
 }
 
 // name is what is known of a cgroup.
@@ -91,7 +98,7 @@ func New(o Options) (*Resolver, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Resolver{proc: proc, podLogs: podLogs(o.PodLogs), names: make(map[uint64]*name), missing: make(map[uint64]*name)}
+	r := &Resolver{proc: proc, podLogs: podLogs(o.PodLogs), searchPause: cmp.Or(o.SearchPause, searchPause), names: make(map[uint64]*name), missing: make(map[uint64]*name)}
 	var own, first []procfs.Cgroup
 	if self, err := proc.Self(); err == nil {
 		own, _ = self.Cgroups() // without them it is no hybrid host
@@ -166,7 +173,7 @@ func (r *Resolver) Owner(id uint64) Owner {
 
 // Update looks for the names of cgroups that have none yet, and forgets those that
 // were not asked for in ten minutes. Only when names are missing it searches, once
-// in ten seconds and for 20 ms in one call; a search that takes longer goes on in
+// in SearchPause and for 20 ms in one call; a search that takes longer goes on in
 // the next one. now is the time on a clock that does not go back.
 //
 // An error says what it could not read, each time until it can. What is known of

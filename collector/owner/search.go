@@ -29,7 +29,7 @@ const (
 func (r *Resolver) find(now, deadline time.Time) error {
 	s := &r.search
 	if s.stage == idle {
-		if len(r.missing) == 0 || !s.began.IsZero() && now.Sub(s.began) < searchPause {
+		if len(r.missing) == 0 || !s.began.IsZero() && now.Sub(s.began) < r.searchPause {
 			return s.err
 		}
 		s.stage, s.began, s.pidErr = asking, now, nil

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -92,16 +93,19 @@ func startJava(t *testing.T, name, source string, args ...string) (line string, 
 
 // TestReportJava has what people write when they ask for help: a client that opens a connection
 // for each request, and a server that never closes. At the first exception a report has
-// both, with who it is.
+// both, with who it is: to root the process, to a user without any right, who watches, the unit.
 func TestReportJava(t *testing.T) {
 	if _, err := exec.LookPath("java"); err != nil {
 		t.Skip(err)
 	}
+	nobody := nobody(t)
 	netns.Run(t, func(t *testing.T) {
+		c := newCgroups(t)
 		netns.AddLoopbackAddresses(t, host4) // tcp_tw_reuse is on for loopback
 		setPorts(t, 40000, 40099, "")
 		_, _ = startJava(t, "Server", javaServer, host4.String(), "9000", "closes")
-		_, leaking := startJava(t, "Server", javaServer, host4.String(), "8080", "leaks")
+		var leaking, client int
+		c.in(t, "orders.service", func() { _, leaking = startJava(t, "Server", javaServer, host4.String(), "8080", "leaks") })
 		for _, source := range []uint16{20000, 20100} {
 			s := netns.Service{At: netip.AddrPortFrom(host4, 8080), Family: netns.FamilyOf(host4)}
 			for i := range uint16(20) {
@@ -113,11 +117,23 @@ func TestReportJava(t *testing.T) {
 				client.Close(t)
 			}
 		}
-		said, client := startJava(t, "Client", javaClient, host4.String(), "9000")
+		watching, out := startWatch(t, nobody, "1m")
+		var said string
+		c.in(t, "payments.service", func() { said, client = startJava(t, "Client", javaClient, host4.String(), "9000") })
 		if !strings.Contains(said, "Cannot assign requested address") {
 			t.Errorf("the client says %q", said)
 		}
 
+		var owners []string
+		for _, f := range interrupt(t, watching, out).Findings {
+			if f.Level != diagnosis.Info {
+				owners = append(owners, strings.Join([]string{f.Code, f.Owner, f.OwnerCertainty, f.Program}, " "))
+			}
+		}
+		want := []string{"TCPEphemeralPortsNearExhaustion payments.service sampled java", "TCPCloseWaitLeak orders.service exact java"}
+		if !slices.Equal(owners, want) {
+			t.Errorf("watched by nobody: %q, want %q", owners, want)
+		}
 		r := reportOf(t)
 		if len(r.Findings) < 2 {
 			t.Fatalf("%d findings: %s", len(r.Findings), r.Summary)

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"os/exec"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -45,6 +46,38 @@ func ask(conn net.Conn, requests int) error {
 		}
 	}
 	return nil
+}
+
+// startWatch starts a report that watches, by another user.
+func startWatch(t *testing.T, by []string, length string) (*exec.Cmd, *bytes.Buffer) {
+	t.Helper()
+	by = slices.Concat(by, []string{program.Path(), "report", "--format=json", "--watch=" + length})
+	cmd := exec.CommandContext(t.Context(), by[0], by[1:]...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out // there is no bar in it
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, &out
+}
+
+// watched is the report when its time is over.
+func watched(t *testing.T, cmd *exec.Cmd, out *bytes.Buffer) (r diagnosis.Report) {
+	t.Helper()
+	err := cmd.Wait()
+	if decodeErr := json.Unmarshal(out.Bytes(), &r); decodeErr != nil || r.Watched == nil || r.Watched.Closes == nil {
+		t.Fatalf("%v, %v: %s", err, decodeErr, out)
+	}
+	return r
+}
+
+// interrupt ends the time, and returns the report.
+func interrupt(t *testing.T, cmd *exec.Cmd, out *bytes.Buffer) diagnosis.Report {
+	t.Helper()
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	return watched(t, cmd, out)
 }
 
 // TestWatch has clients that open a connection for a few requests and close it, and others that
@@ -92,26 +125,9 @@ func TestWatch(t *testing.T) {
 			})
 		}
 		defer func() { halt(); all.Wait() }()
-		watch := func(length string) (*exec.Cmd, *bytes.Buffer) {
-			by := append(nobody, program.Path(), "report", "--format=json", "--watch="+length)
-			cmd := exec.CommandContext(t.Context(), by[0], by[1:]...)
-			var out bytes.Buffer
-			cmd.Stdout, cmd.Stderr = &out, &out // there is no bar in it
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			return cmd, &out
-		}
-		ended := func(cmd *exec.Cmd, out *bytes.Buffer) (r diagnosis.Report) {
-			err := cmd.Wait()
-			if decodeErr := json.Unmarshal(out.Bytes(), &r); decodeErr != nil || r.Watched == nil || r.Watched.Closes == nil {
-				t.Fatalf("%v, %v: %s", err, decodeErr, out)
-			}
-			return r
-		}
-
 		begun, before := time.Now(), closed.Load()
-		r := ended(watch("4s"))
+		cmd, out := startWatch(t, nobody, "4s")
+		r := watched(t, cmd, out)
 		rate := float64(closed.Load()-before) / time.Since(begun).Seconds()
 		closes := r.Watched.Closes
 		if len(closes.Destinations) != 1 || len(closes.Listeners) != 1 || closes.Destinations[0].RemotePort != 9000 || closes.Listeners[0].LocalPort != 9000 {
@@ -138,12 +154,9 @@ func TestWatch(t *testing.T) {
 		t.Logf("%.0f closes/s, told %.0f of them; %s", rate, to.ClosesPerSecond, r.Summary)
 
 		// It ends early, and tells what was seen.
-		cmd, out := watch("1m")
+		cmd, out = startWatch(t, nobody, "1m")
 		time.Sleep(time.Second)
-		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-			t.Fatal(err)
-		}
-		if r := ended(cmd, out); r.Watched.Seconds > 10 || len(r.Watched.Closes.Destinations) != 1 {
+		if r := interrupt(t, cmd, out); r.Watched.Seconds > 10 || len(r.Watched.Closes.Destinations) != 1 {
 			t.Errorf("%+v", r.Watched)
 		}
 	})
