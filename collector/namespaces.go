@@ -119,15 +119,19 @@ func newNamespaces(ctx context.Context, t *table) (*namespaces, string, error) {
 	n.hidden = err != nil
 	name := t.cfg.Namespace.Name
 	found, err := finder.Find(ctx)
+	if err != nil && len(found.Namespaces) == 0 { // else each scrape tells what is wrong
+		return nil, "", err
+	}
 	for _, ns := range found.Namespaces {
 		if ns.Inode == inode && !n.hidden {
 			name = ns.Name
 		}
 	}
-	if err == nil && !found.HostVisible {
+	level.Info(t.logger).Log("msg", "reading every network namespace", "own", name, "found", len(found.Namespaces), "budget", t.cfg.Budget)
+	if !found.HostVisible {
 		level.Info(t.logger).Log("msg", "the processes of the host can't be seen, so network namespaces may be missing; is hidepid set, or is this a PID namespace?", "found", len(found.Namespaces))
 	}
-	return n, name, err
+	return n, name, nil
 }
 
 // read reads the kernel's counts of all namespaces and then, if wanted, tables within the
