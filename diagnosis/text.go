@@ -266,7 +266,7 @@ func (t *text) watched(w *Watched) {
 		if n := w.Closes.EventsLost; n > 0 {
 			lost = ", of " + count(n) + " nothing is known"
 		}
-		t.heading(fmt.Sprintf("Closed within %s s: %s connections%s", number(w.Closes.Seconds), count(w.Closes.All+w.Closes.EventsLost), lost))
+		t.heading(fmt.Sprintf("Closed within %s s: %s sockets%s", number(w.Closes.Seconds), count(w.Closes.All+w.Closes.EventsLost), lost))
 		for _, d := range top(w.Closes.Destinations) {
 			ip, _ := netip.ParseAddr(d.RemoteIP)
 			t.closing(fmt.Sprintf("to %s from %s", netip.AddrPortFrom(ip, d.RemotePort), d.LocalIP), &d.Closing)

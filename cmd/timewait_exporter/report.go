@@ -302,7 +302,7 @@ func watch(ctx context.Context, c *collector.Collector, length time.Duration, pr
 			const width = 30
 			elapsed := min(time.Since(begun), length)
 			over := int(width * elapsed / length)
-			fmt.Fprintf(progress, "\r[%s%s] %.0f of %.0f s, %d connections closed", strings.Repeat("#", over), strings.Repeat("-", width-over), elapsed.Seconds(), length.Seconds(), closes)
+			fmt.Fprintf(progress, "\r[%s%s] %.0f of %.0f s, %d sockets closed", strings.Repeat("#", over), strings.Repeat("-", width-over), elapsed.Seconds(), length.Seconds(), closes)
 		}
 		defer fmt.Fprint(progress, "\r\x1b[K") // nothing is left of it
 	}
