@@ -24,7 +24,7 @@ func enterContainer(t *testing.T) string {
 	if _, err := os.Stat(root); err != nil {
 		root = "/sys/fs/cgroup"
 	}
-	id := strings.Repeat(fmt.Sprintf("%016x", time.Now().UnixNano()*0x9e3779b9>>1), 4)
+	id := strings.Repeat(fmt.Sprintf("%016x", uint64(time.Now().UnixNano())*0x9e3779b9), 4)
 	dir := filepath.Join(root, "docker-"+id+".scope")
 	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
 		t.Skip("making cgroups needs the right to: ", err)
