@@ -34,6 +34,16 @@ func TestListenerGone(t *testing.T) {
 			for _, p := range pairs {
 				p.Server.Close(t)
 			}
+			inFinWait2 := 0 // the clients' kernel acknowledges in its own time
+			netns.Eventually(t, func() bool {
+				inFinWait2 = 0
+				for _, r := range readTable(t) {
+					if r.state == "fin_wait2" {
+						inFinWait2++
+					}
+				}
+				return inFinWait2 == n
+			}, func() string { return fmt.Sprint(inFinWait2, " of ", n, " are in FIN_WAIT2") })
 		}, map[string]float64{"fin_wait2": n}},
 		{"dual_stack", any6, loopback4, func(t *testing.T, _ netip.AddrPort, pairs []netns.Pair) {
 			for _, p := range pairs {
