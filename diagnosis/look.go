@@ -41,6 +41,7 @@ func (l *look) all() {
 		}
 		l.closeWaits()
 		l.acceptQueues()
+		l.overflows()
 		l.synQueues()
 		l.halfClosed()
 		l.finWait2()
@@ -112,7 +113,9 @@ func (l *look) notYet() {
 	if l.facts.NATPorts == 0 {
 		l.skip("NAT ports", "what stands between may have fewer than this machine")
 	}
-	l.skip("counters", "overflows, drops and aborts that the kernel counts: one look has no rate")
+	if l.watch() == nil {
+		l.skip("counters", "overflows, drops and aborts that the kernel counts: one look has no rate")
+	}
 	switch {
 	case l.watch() != nil:
 	case l.facts.Watch != nil:

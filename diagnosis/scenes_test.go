@@ -123,6 +123,7 @@ type watch struct {
 	closes snapshot.Closes
 	before rows
 	err    error
+	moved  kernelstat.Numbers // counters since
 }
 
 // ownedBy has one owner of outbound connections and of the listener of port 8080.
@@ -158,6 +159,11 @@ func scenes() []scene {
 		{
 			name: "nothing_wrong", verdict: OK,
 			rows: rows{}.listen("0.0.0.0:22", 0, 128).connect(2, tcptable.Established, "10.0.0.1:22", client),
+		},
+		{
+			name: "watched_queue_overflows", verdict: Warning, code: "TCPListenQueueOverflowing",
+			rows:  rows{}.listen("0.0.0.0:8080", 0, 128),
+			watch: &watch{closes: snapshot.Closes{Took: 10 * time.Second, Looks: 90}, before: rows{}.listen("0.0.0.0:8080", 0, 128), moved: kernelstat.Numbers{kernelstat.Netstat("ListenOverflows"): 42, kernelstat.Netstat("ListenDrops"): 42}},
 		},
 		{
 			name: "ports_by_time_wait", verdict: Critical, code: "TCPEphemeralPortsNearExhaustion", subject: database,
@@ -477,6 +483,11 @@ func (s *scene) facts(t *testing.T) Facts {
 	if s.watch != nil {
 		before := (&scene{rows: s.watch.before}).facts(t)
 		facts.Watch = &snapshot.Watch{Took: 10 * time.Second, Before: before.Namespaces[0], Closes: &s.watch.closes, Err: s.watch.err}
+		for _, name := range []string{"ListenOverflows", "ListenDrops", "TCPTimeWaitOverflow", "TCPAbortOnMemory", "TCPAbortOnTimeout"} {
+			n := kernelstat.Netstat(name)
+			facts.Watch.Before.Kernel[n] = 1000
+			facts.Namespaces[0].Kernel[n] = 1000 + s.watch.moved[n]
+		}
 		if s.watch.err != nil {
 			facts.Watch.Closes = nil
 		}

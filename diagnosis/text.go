@@ -275,6 +275,12 @@ func (t *text) watched(w *Watched) {
 			t.closing(fmt.Sprintf("to port %d here", li.LocalPort), &li.Closing)
 		}
 	}
+	if len(w.Counters) > 0 {
+		t.heading(fmt.Sprintf("Counters that moved within %s s, a second", number(w.Seconds)))
+		for _, c := range w.Counters {
+			t.line("  %-25s %12s", c.Name, signed(c.PerSecond))
+		}
+	}
 	if len(w.Growth) > 0 {
 		t.heading(fmt.Sprintf("More or fewer within %s s, connections a second", number(w.Seconds)))
 		for _, g := range w.Growth {

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
+	"timewait_exporter/collector/kernelstat"
 	"timewait_exporter/collector/snapshot"
 	"timewait_exporter/collector/tcptable"
 )
@@ -25,6 +27,8 @@ type Watched struct {
 	Seconds float64 `json:"seconds"`
 	// Growth has the states of which there are more, or fewer, than at the beginning.
 	Growth []GrowthRow `json:"growth"`
+	// Counters are those of the kernel that have moved, of what should not happen.
+	Counters []CounterRow `json:"counters"`
 	// Closes is nil where nothing tells them.
 	Closes *Closes `json:"closes,omitempty"`
 }
@@ -34,6 +38,12 @@ type Watched struct {
 type GrowthRow struct {
 	Direction string  `json:"direction"`
 	State     string  `json:"state"`
+	PerSecond float64 `json:"per_second"`
+}
+
+// CounterRow is by how much a counter of the kernel has moved.
+type CounterRow struct {
+	Name      string  `json:"name"`
 	PerSecond float64 `json:"per_second"`
 }
 
@@ -112,7 +122,7 @@ func (l *look) watched() {
 	if w == nil {
 		return
 	}
-	told := &Watched{Netns: l.ns.Name, Seconds: seconds(w.Took), Growth: []GrowthRow{}}
+	told := &Watched{Netns: l.ns.Name, Seconds: seconds(w.Took), Growth: []GrowthRow{}, Counters: []CounterRow{}}
 	l.report.Watched = told
 	if before, took := l.before(); before != nil {
 		for d := range snapshot.NumDirections {
@@ -125,6 +135,7 @@ func (l *look) watched() {
 	} else {
 		l.skip("growth", "there is no table of when the time began")
 	}
+	l.counters(told)
 	if w.Closes == nil {
 		l.skip("closes", fmt.Sprintf("connections that are closed are not told one by one: %v", w.Err))
 		return
@@ -144,6 +155,39 @@ func (l *look) watched() {
 		li := &w.Closes.Listeners[i]
 		told.Closes.Listeners = append(told.Closes.Listeners, ListenerEnd{li.Port, closingOf(&li.Closing, w.Closes.Took)})
 	}
+}
+
+// counters tells which have moved.
+func (l *look) counters(told *Watched) {
+	w := l.watch()
+	for _, name := range []string{"ListenOverflows", "ListenDrops", "TCPTimeWaitOverflow", "TCPAbortOnMemory", "TCPAbortOnTimeout"} {
+		then, known := w.Before.Kernel[kernelstat.Netstat(name)]
+		now, ok := l.ns.Kernel[kernelstat.Netstat(name)]
+		if !known || !ok {
+			l.skip("counters", "overflows, drops and aborts that the kernel counts: "+name+" is not known")
+		} else if now > then {
+			told.Counters = append(told.Counters, CounterRow{name, float64(now-then) / w.Took.Seconds()})
+		}
+	}
+}
+
+// overflows finds an accept queue that was full meanwhile and is not now.
+func (l *look) overflows() {
+	w := l.watch()
+	if w == nil || slices.ContainsFunc(l.report.Findings, func(f *Finding) bool { return f.Code == "TCPListenQueueOverflowing" && f.Netns == l.ns.Name }) {
+		return
+	}
+	overflows := kernelstat.Netstat("ListenOverflows")
+	then, known := w.Before.Kernel[overflows]
+	now := l.ns.Kernel[overflows]
+	if !known || now <= then {
+		return
+	}
+	f := l.find("TCPListenQueueOverflowing", Warning, "an accept queue was full %s times within %s s, and is not now", count(now-then), number(w.Took.Round(time.Second).Seconds()))
+	f.Cause = "A handshake that meets a full queue is dropped: clients try again for a while, or are reset after they have sent. The program behind it does not accept fast enough for bursts."
+	f.evidence("listen_overflows", float64(now-then), "handshakes", "net/netstat TcpExt ListenOverflows")
+	f.remedy("See which it is: ss -ltn, again and again; Recv-Q is above Send-Q while it is full.")
+	f.remedy("A longer backlog (listen(), net.core.somaxconn) takes bursts. Costs a restart of the program.")
 }
 
 func seconds(d time.Duration) float64 { return math.Round(d.Seconds()*1000) / 1000 }
