@@ -301,23 +301,25 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// TestRunbookLinks holds that the alerts of an exporter with a certificate link to https.
-func TestRunbookLinks(t *testing.T) {
+// TestAlertLinks holds that the alerts of an exporter with a certificate link to https.
+func TestAlertLinks(t *testing.T) {
 	links := 0
 	for _, rules := range of[*monitoring.PrometheusRule](install(t, valueSets(t)["tls"].values)) {
 		for _, group := range rules.Spec.Groups {
 			for _, rule := range group.Rules {
-				if link, ok := rule.Annotations["runbook_url"]; ok {
-					links++
-					if !strings.HasPrefix(link, "https://{{ $labels.instance }}/runbooks/") {
-						t.Errorf("%s links %s", rule.Alert, link)
+				for _, name := range []string{"runbook_url", "report_url"} {
+					if link, ok := rule.Annotations[name]; ok {
+						links++
+						if !strings.HasPrefix(link, "https://{{ $labels.instance }}/") {
+							t.Errorf("%s links %s", rule.Alert, link)
+						}
 					}
 				}
 			}
 		}
 	}
 	if links == 0 {
-		t.Error("no alert links a runbook")
+		t.Error("no alert links anything")
 	}
 }
 
