@@ -39,7 +39,12 @@ func (l *look) acceptQueues() {
 	}
 	if fullest >= 0 && sockets.HasBacklogs {
 		q := sockets.AcceptQueues[fullest]
-		l.limit("fullest_accept_queue_"+endpoint(q), float64(q.Length), float64(q.Limit+q.Sockets), "connections", fromDump)
+		name := "fullest_accept_queue_" + endpoint(q)
+		if q.Sockets == 1 {
+			l.limit(name, float64(q.Length), float64(q.Limit+1), "connections", fromDump)
+		} else { // the sums say little of the one
+			l.limit(name, math.Round(100*q.Fill), 100, "percent", fromDump)
+		}
 	}
 }
 
