@@ -146,9 +146,16 @@ func TestSettings(t *testing.T) {
 	}
 	read(t, services["grafana"], home, new(any))
 
-	target, err := url.Parse(services["client"].Command[2])
-	if err != nil || services[target.Hostname()].Command[1] != ":"+target.Port() {
-		t.Errorf("the client calls %v, where no server is: %v", target, err)
+	for _, name := range []string{"client", "orders", "stock"} {
+		words := services[name].Command
+		target, err := url.Parse(words[len(words)-1])
+		if err != nil || services[target.Hostname()].Command[1] != ":"+target.Port() {
+			t.Errorf("%s calls %v, where no server is: %v", name, target, err)
+		}
+	}
+	exporter := services["exporter"]
+	if flag(t, exporter, "--collector.namespaces") != "all" || exporter.Pid != "host" || services["orders"].NetworkMode != "" || services["stock"].NetworkMode != "" {
+		t.Error("the exporter does not see two services with networks of their own")
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"timewait_exporter/test/deploy/host"
 	"timewait_exporter/test/netns"
 	"timewait_exporter/test/program"
@@ -48,6 +50,39 @@ func TestBugs(t *testing.T) {
 				return nil
 			})
 		}
+	})
+}
+
+// Of two services with networks of their own, the exporter of a third tells which one leaks.
+func TestNamespaces(t *testing.T) {
+	host.Needs(t, "ip")
+	netns.RunWith(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWPID, func(t *testing.T) { // with which the servers end
+		netns.MountProc(t, "")
+		demo := build(t)
+		service := func(flags string) (name string) {
+			process := program.Start(t, netns.Command(t.Context(), unix.CLONE_NEWNET, "sh", "-c",
+				`ip link set lo up; "$0" server :8080 >/dev/null 2>&1 & exec "$0" client -rate=20 `+flags+` http://127.0.0.1:8080/`, demo))
+			var stat unix.Stat_t
+			if err := unix.Stat(fmt.Sprintf("/proc/%d/net/tcp", process.Process.Pid), &stat); err != nil {
+				t.Fatal(err)
+			}
+			return fmt.Sprintf("net:%d", stat.Ino)
+		}
+		orders, stock := service("-leak=200ms"), service("-pooled")
+		program.Start(t, exec.Command(program.Path(), "--collector.namespaces=all"))
+		series := `tcp_connections{direction="outbound",family="ipv4",netns=%q,state=%q} `
+		program.Eventually(t, func() error {
+			page := program.Get(t, "http://127.0.0.1:10793/metrics")
+			_, rest, _ := strings.Cut(page, "\n"+fmt.Sprintf(series, orders, "close_wait"))
+			var leaked int
+			if _, err := fmt.Sscan(rest, &leaked); err != nil || leaked < 5 {
+				return fmt.Errorf("%s has %d connections in CLOSE_WAIT (%v)", orders, leaked, err)
+			}
+			if !strings.Contains(page, "\n"+fmt.Sprintf(series, stock, "established")+"1\n") || strings.Contains(page, fmt.Sprintf(series, stock, "close_wait")) {
+				return fmt.Errorf("%s has not one connection", stock)
+			}
+			return nil
+		})
 	})
 }
 
