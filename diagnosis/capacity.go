@@ -27,7 +27,30 @@ func (l *look) capacity(d *portsOf) {
 	if nat := float64(l.facts.NATPorts) / 120; nat > 0 && nat < c.ClosesPerSecond {
 		c.Limit, c.ClosesPerSecond, c.SlowFromPerSecond = "nat", nat, min(c.SlowFromPerSecond, nat)
 	}
+	if files, ok := l.filesPerSecond(d); ok && files < c.ClosesPerSecond {
+		c.Limit, c.ClosesPerSecond, c.SlowFromPerSecond = "nofile", files, min(c.SlowFromPerSecond, files)
+	}
 	l.report.Capacity = append(l.report.Capacity, c)
+}
+
+// filesPerSecond is how many connections a second whoever closes most toward a destination has
+// open files for. Each holds one as long as it is open: as many as are open on average, by those
+// closed a second (Little's law).
+func (l *look) filesPerSecond(d *portsOf) (perSecond float64, ok bool) {
+	if d.closing == nil || d.closing.OpenMean == 0 || l.ns.Owners == nil {
+		return 0, false
+	}
+	for _, of := range l.ns.Owners.Destinations {
+		if of.LocalIP != d.LocalIP || of.RemoteIP != d.RemoteIP || of.RemotePort != d.RemotePort || len(of.Gone) == 0 {
+			continue
+		}
+		if o := l.owner(of.Gone[0].Name); o != nil {
+			used, most, known := files(o)
+			lifetime := d.closing.OpenMean / d.closing.ClosesPerSecond
+			return max(most-used+d.closing.OpenMean, 0) / lifetime, known
+		}
+	}
+	return 0, false
 }
 
 // maxCapacity is of how many destinations the capacity is told.

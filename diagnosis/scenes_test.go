@@ -382,6 +382,12 @@ func scenes() []scene {
 			watch:  closed(10, 1, 0.9, 3),
 		},
 		{
+			name: "watched_open_files_bind_first", verdict: Info, code: "TCPConnectionsNotReused", subject: database,
+			rows:   rows{}.connect(6000, tcptable.TimeWait, us, database).connect(600, tcptable.Established, us, database),
+			owners: ownedBy("payments.service", "java", 700, 1024, snapshot.CloseWaits{}, snapshot.Outbound),
+			watch:  closed(100, 1, 600, 640),
+		},
+		{
 			name: "watched_connection_per_request_often", verdict: Warning, code: "TCPConnectionsNotReused", subject: database,
 			rows:  rows{}.each(fresh, func(r rows) rows { return r.connect(3000, tcptable.TimeWait, us, database) }),
 			watch: &watch{closes: snapshot.Closes{Took: 10 * time.Second, All: 3000, Lost: 7, Looks: 90, Destinations: closed(300, 2, 1.5, 6).closes.Destinations}},

@@ -340,6 +340,8 @@ func (c Capacity) binds() string {
 		return "ports, reused"
 	case "tw_buckets":
 		return "tcp_max_tw_buckets"
+	case "nofile":
+		return "open files"
 	}
 	return c.Limit
 }
