@@ -40,7 +40,7 @@ func enterContainer(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer cgroup.Close() //nolint:errcheck // nothing was written
+	defer cgroup.Close()
 	process := netns.Command(t.Context(), unix.CLONE_NEWNET, "sleep", "infinity")
 	process.SysProcAttr.UseCgroupFD, process.SysProcAttr.CgroupFD = true, int(cgroup.Fd())
 	runtime.LockOSThread() // for ever: the thread ends with the test, and the process with it
@@ -55,7 +55,7 @@ func enterContainer(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer network.Close() //nolint:errcheck // nothing was written
+	defer network.Close()
 	if err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET); err != nil {
 		t.Fatal(os.NewSyscallError("setns", err))
 	}

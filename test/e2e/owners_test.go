@@ -58,8 +58,10 @@ func TestLeakOfAPod(t *testing.T) {
 		ask := func(query string) []map[string]string {
 			var answer struct {
 				Data struct {
-					Result []struct{ Metric map[string]string }
-				}
+					Result []struct {
+						Metric map[string]string `json:"metric"`
+					} `json:"result"`
+				} `json:"data"`
 			}
 			if err := json.Unmarshal([]byte(program.Get(t, "http://127.0.0.1:9090/api/v1/query?query="+url.QueryEscape(query))), &answer); err != nil {
 				t.Fatal(err)
@@ -88,10 +90,11 @@ func TestLeakOfAPod(t *testing.T) {
 			var answer struct {
 				Data struct {
 					Alerts []struct {
-						Labels, Annotations map[string]string
-						State               string
-					}
-				}
+						Labels      map[string]string `json:"labels"`
+						Annotations map[string]string `json:"annotations"`
+						State       string            `json:"state"`
+					} `json:"alerts"`
+				} `json:"data"`
 			}
 			if err := json.Unmarshal([]byte(program.Get(t, "http://127.0.0.1:9090/api/v1/alerts")), &answer); err != nil {
 				t.Fatal(err)

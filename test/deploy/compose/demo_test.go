@@ -75,8 +75,11 @@ func TestNamespaces(t *testing.T) {
 			page := program.Get(t, "http://127.0.0.1:10793/metrics")
 			_, rest, _ := strings.Cut(page, "\n"+fmt.Sprintf(series, orders, "close_wait"))
 			var leaked int
-			if _, err := fmt.Sscan(rest, &leaked); err != nil || leaked < 5 {
-				return fmt.Errorf("%s has %d connections in CLOSE_WAIT (%v)", orders, leaked, err)
+			if _, err := fmt.Sscan(rest, &leaked); err != nil {
+				return fmt.Errorf("CLOSE_WAITs of %s: %w", orders, err)
+			}
+			if leaked < 5 {
+				return fmt.Errorf("%s has %d connections in CLOSE_WAIT", orders, leaked)
 			}
 			if !strings.Contains(page, "\n"+fmt.Sprintf(series, stock, "established")+"1\n") || strings.Contains(page, fmt.Sprintf(series, stock, "close_wait")) {
 				return fmt.Errorf("%s has not one connection", stock)
