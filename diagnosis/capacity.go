@@ -37,20 +37,20 @@ func (l *look) capacity(d *portsOf) {
 // open files for. Each holds one as long as it is open: as many as are open on average, by those
 // closed a second (Little's law).
 func (l *look) filesPerSecond(d *portsOf) (perSecond float64, ok bool) {
-	if d.closing == nil || d.closing.OpenMean == 0 || l.ns.Owners == nil {
+	if d.closing == nil || d.closing.OpenMean == 0 {
 		return 0, false
 	}
-	for _, of := range l.ns.Owners.Destinations {
-		if of.LocalIP != d.LocalIP || of.RemoteIP != d.RemoteIP || of.RemotePort != d.RemotePort || len(of.Gone) == 0 {
-			continue
-		}
-		if o := l.owner(of.Gone[0].Name); o != nil {
-			used, most, known := files(o)
-			lifetime := d.closing.OpenMean / d.closing.ClosesPerSecond
-			return max(most-used+d.closing.OpenMean, 0) / lifetime, known
-		}
+	of := l.destinationOwners(d)
+	if of == nil || len(of.Gone) == 0 {
+		return 0, false
 	}
-	return 0, false
+	o := l.owner(of.Gone[0].Name)
+	if o == nil {
+		return 0, false
+	}
+	used, most, known := files(o)
+	lifetime := d.closing.OpenMean / d.closing.ClosesPerSecond
+	return max(most-used+d.closing.OpenMean, 0) / lifetime, known
 }
 
 // maxCapacity is of how many destinations the capacity is told.

@@ -64,39 +64,48 @@ func (l *look) ownListener(f *Finding, port uint16) (o *snapshot.OwnerSockets) {
 // who were seen to open and close; else of who is connected now. What was seen is said in the
 // cause, for it is no proof against one of them.
 func (l *look) ownDestination(f *Finding, d *portsOf) {
+	of := l.destinationOwners(d)
+	if of == nil {
+		return
+	}
+	seen, certainty := of.Live, exact
+	if d.most == tcptable.TimeWait {
+		certainty = sampled
+		if len(of.Gone) > 0 {
+			seen = of.Gone
+		}
+	}
+	var all uint64
+	for _, o := range seen {
+		all += o.Sockets
+	}
+	if len(seen) == 0 {
+		return
+	}
+	if seen[0].Sockets < all {
+		certainty = sampled
+	}
+	l.setOwner(f, seen[0].Name, certainty)
+	f.against("seen_of_this_owner", float64(seen[0].Sockets), float64(all), "sockets", fromCgroup)
+	var shares []string
+	for _, o := range seen[:min(len(seen), 3)] {
+		shares = append(shares, o.Name+" "+percent(float64(o.Sockets)/float64(all)))
+	}
+	f.Cause += fmt.Sprintf(" Seen: %s of %s.", strings.Join(shares, ", "), count(all))
+}
+
+// destinationOwners returns whose the sockets toward a destination are, nil if that is not known.
+func (l *look) destinationOwners(d *portsOf) *snapshot.DestinationOwners {
 	if l.ns.Owners == nil {
-		return
+		return nil
 	}
-	for _, of := range l.ns.Owners.Destinations {
-		if of.LocalIP != d.LocalIP || of.RemoteIP != d.RemoteIP || of.RemotePort != d.RemotePort {
-			continue
+	for i := range l.ns.Owners.Destinations {
+		of := &l.ns.Owners.Destinations[i]
+		if of.LocalIP == d.LocalIP && of.RemoteIP == d.RemoteIP && of.RemotePort == d.RemotePort {
+			return of
 		}
-		seen, certainty := of.Live, exact
-		if d.most == tcptable.TimeWait {
-			certainty = sampled
-			if len(of.Gone) > 0 {
-				seen = of.Gone
-			}
-		}
-		var all uint64
-		for _, o := range seen {
-			all += o.Sockets
-		}
-		if len(seen) == 0 {
-			return
-		}
-		if seen[0].Sockets < all {
-			certainty = sampled
-		}
-		l.setOwner(f, seen[0].Name, certainty)
-		f.against("seen_of_this_owner", float64(seen[0].Sockets), float64(all), "sockets", fromCgroup)
-		var shares []string
-		for _, o := range seen[:min(len(seen), 3)] {
-			shares = append(shares, o.Name+" "+percent(float64(o.Sockets)/float64(all)))
-		}
-		f.Cause += fmt.Sprintf(" Seen: %s of %s.", strings.Join(shares, ", "), count(all))
-		return
 	}
+	return nil
 }
 
 // ownLeak says who leaks connections of a direction most, how old they are, and how near its
